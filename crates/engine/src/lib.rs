@@ -1,1 +1,3 @@
-//! Placeholder until this crate's first commit of substance.
+//! The engine: what a transaction is, from capture to apply. No FUSE, no sockets, no async.
+
+pub mod disk;
