@@ -1,1 +1,3 @@
-//! Placeholder until this crate's first commit of substance.
+//! LiteFS.
+
+pub mod config;

@@ -1,0 +1,124 @@
+//! What a configuration must say before anything is started with it.
+
+use super::{Config, ConfigError};
+
+/// Checks the values that the file's syntax cannot.
+pub fn validate(config: &Config) -> Result<(), ConfigError> {
+    directories(config)?;
+    proxy(config)?;
+    lease(config)?;
+    backup(config)
+}
+
+fn invalid(key: &'static str, reason: impl Into<String>) -> Result<(), ConfigError> {
+    Err(ConfigError::Invalid {
+        key,
+        reason: reason.into(),
+    })
+}
+
+fn directories(config: &Config) -> Result<(), ConfigError> {
+    if config.fuse.dir.as_os_str().is_empty() {
+        return invalid("fuse.dir", "fuse directory required");
+    }
+    if config.data.dir.as_os_str().is_empty() {
+        return invalid("data.dir", "data directory required");
+    }
+    if config.fuse.dir == config.data.dir {
+        return invalid(
+            "data.dir",
+            "fuse directory and data directory cannot be the same path",
+        );
+    }
+    Ok(())
+}
+
+fn proxy(config: &Config) -> Result<(), ConfigError> {
+    if config.proxy.target.is_empty() {
+        return Ok(());
+    }
+    if config.proxy.addr.is_empty() {
+        return invalid("proxy.addr", "proxy bind address required");
+    }
+    if config.proxy.db.is_empty() {
+        return invalid("proxy.db", "proxy database name required");
+    }
+    Ok(())
+}
+
+fn lease(config: &Config) -> Result<(), ConfigError> {
+    let lease = &config.lease;
+    match lease.r#type.as_str() {
+        "consul" => consul(config)?,
+        "static" => {}
+        "" => {
+            return invalid(
+                "lease.type",
+                "lease type must be set to either 'consul' or 'static'",
+            );
+        }
+        other => {
+            let reason = format!("invalid lease type, must be either 'consul' or 'static', got: '{other}'");
+            return invalid("lease.type", reason);
+        }
+    }
+    if !lease.advertise_url.is_empty() {
+        node_url(&lease.advertise_url)?;
+    }
+    if lease.candidate && !lease.databases.is_empty() {
+        return invalid(
+            "lease.databases",
+            "cannot specify a database replication filter on candidate nodes",
+        );
+    }
+    Ok(())
+}
+
+/// Replicas connect to this URL, so that one which cannot be dialled is better found here than on another node.
+fn node_url(url: &str) -> Result<(), ConfigError> {
+    let parsed = match url::Url::parse(url) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            return invalid(
+                "lease.advertise-url",
+                format!("invalid advertise URL \"{url}\": {error}"),
+            );
+        }
+    };
+    if !matches!(parsed.scheme(), "http" | "https") {
+        return invalid(
+            "lease.advertise-url",
+            format!("invalid advertise URL \"{url}\": invalid URL scheme"),
+        );
+    }
+    if parsed.host_str().is_none_or(str::is_empty) {
+        return invalid(
+            "lease.advertise-url",
+            format!("invalid advertise URL \"{url}\": URL host required"),
+        );
+    }
+    Ok(())
+}
+
+fn consul(config: &Config) -> Result<(), ConfigError> {
+    let consul = &config.lease.consul;
+    if consul.url.is_empty() {
+        return invalid("lease.consul.url", "consul URL required");
+    }
+    if let Err(error) = url::Url::parse(&consul.url) {
+        return invalid("lease.consul.url", format!("invalid consul URL: {error}"));
+    }
+    if consul.key.is_empty() {
+        return invalid("lease.consul.key", "consul key required");
+    }
+    Ok(())
+}
+
+fn backup(config: &Config) -> Result<(), ConfigError> {
+    match config.backup.r#type.as_str() {
+        "" | "litefs-cloud" => Ok(()),
+        "file" if config.backup.path.is_empty() => invalid("backup.path", "backup path required"),
+        "file" => Ok(()),
+        other => invalid("backup.type", format!("invalid backup type: '{other}'")),
+    }
+}
