@@ -1,6 +1,7 @@
 //! A LiteFS cluster on one machine, with faults on demand.
 
 pub mod error;
+pub mod lease;
 pub mod net;
 pub mod station;
 pub mod wire;
