@@ -1,0 +1,139 @@
+//! Letting go: of the beginning, by age and size, and of a diverged end.
+
+use std::sync::Arc;
+
+use ltx::Txid;
+
+use super::error::{LogError, Result};
+use super::segment::{Segment, read_header};
+use super::{Log, Shared};
+
+/// What of a log may be removed. Segments go whole, oldest first; the one that holds the last record stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RetainPolicy {
+    /// Segments whose newest record is older go; None = age is no reason.
+    pub max_age_ms: Option<u64>,
+    /// While the log is larger, segments go; None = size is no reason.
+    pub max_bytes: Option<u64>,
+    /// Somebody still needs this record and those behind it: neither age nor size removes them.
+    pub keep_from: Option<Txid>,
+    /// While the log is larger, segments go whoever needs them.
+    pub hard_cap_bytes: Option<u64>,
+}
+
+/// What retention removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Removed {
+    pub segments: usize,
+    pub bytes: u64,
+}
+
+impl Log {
+    /// Removes what the policy allows.
+    pub fn retain(&self, policy: &RetainPolicy, now_ms: i64) -> Result<Removed> {
+        let mut removed = Removed::default();
+        while let Some(segment) = self.take_expired(policy, now_ms)? {
+            self.disk.remove_file("log.retain.remove", &segment.path)?;
+            // One at a time: if a crash brought an older one back without its successor, there would be a gap.
+            self.disk.sync_dir("log.retain.sync_dir", &self.dir)?;
+            removed.segments += 1;
+            removed.bytes += segment.end();
+        }
+        Ok(removed)
+    }
+
+    /// Removes every record behind `txid`, which must be the end of one. What is cut off is gone: the caller has
+    /// archived it.
+    pub fn truncate_after(&self, txid: Txid) -> Result<()> {
+        let mut writer = self.writer.lock();
+        self.check_poison()?;
+        let record = self.find(txid)?.filter(|record| record.info.max == txid);
+        let record = record.ok_or(LogError::NoBoundary(txid))?;
+        let (segment, end) = record.place();
+        let _turn = self.syncing.lock();
+        let cut = {
+            let mut shared = self.shared.write();
+            shared
+                .segments
+                .iter()
+                .filter(|later| later.first > segment.first)
+                .for_each(|later| later.cut(0));
+            segment.cut(end);
+            let kept = shared
+                .segments
+                .partition_point(|other| other.first <= segment.first);
+            let cut = shared.segments.split_off(kept);
+            let successor = Arc::new(segment.successor(segment.path.clone(), end));
+            *shared
+                .segments
+                .last_mut()
+                .expect("the record's segment is listed") = successor;
+            shared.tail = Some(record.info);
+            shared.synced = shared.synced.min(txid);
+            cut
+        };
+        let last = self.shared.read().segments.last().cloned();
+        let result = self.remove_after(&cut, &segment, end);
+        let super::writer::Writer { sink, state, .. } = &mut *writer;
+        state.resume(sink, last, Some(record.info))?;
+        if let Err(LogError::Disk(error)) = &result {
+            // What the directory holds now is not what readers are shown.
+            self.poison(error);
+        }
+        result?;
+        self.shared.write().synced = txid;
+        Ok(())
+    }
+
+    /// Newest first and one at a time, so that a crash leaves no gap.
+    fn remove_after(&self, segments: &[Arc<Segment>], last: &Segment, end: u64) -> Result<()> {
+        for segment in segments.iter().rev() {
+            self.disk.remove_file("log.truncate.remove", &segment.path)?;
+            self.disk.sync_dir("log.truncate.sync_dir", &self.dir)?;
+        }
+        let file = last.file()?;
+        file.set_len("log.truncate.cut", end)?;
+        self.must_sync(file.sync_data("log.truncate.sync"))
+    }
+
+    /// Takes the oldest segment off the list if it is to go.
+    fn take_expired(&self, policy: &RetainPolicy, now_ms: i64) -> Result<Option<Arc<Segment>>> {
+        let next = {
+            let shared = self.shared.read();
+            let Some(next) = shared.segments.get(1) else {
+                return Ok(None);
+            };
+            next.clone()
+        };
+        let old = self.is_old(&next, policy, now_ms)?;
+        let mut shared = self.shared.write();
+        let still = shared
+            .segments
+            .get(1)
+            .is_some_and(|segment| Arc::ptr_eq(segment, &next));
+        if still && may_go(&shared, &next, policy, old) {
+            return Ok(Some(shared.segments.remove(0)));
+        }
+        Ok(None)
+    }
+
+    /// Whether all that lies before segment `next` is too old. Its first record stands in for the last one before
+    /// it, which is no newer.
+    fn is_old(&self, next: &Segment, policy: &RetainPolicy, now_ms: i64) -> Result<bool> {
+        let Some(max_age) = policy.max_age_ms else {
+            return Ok(false);
+        };
+        let Some(header) = read_header(&*next.file()?, 0)? else {
+            return Err(next.corrupt(0, "no record header"));
+        };
+        let age = now_ms.saturating_sub(header.info.timestamp_ms);
+        Ok(u64::try_from(age).is_ok_and(|age| age > max_age))
+    }
+}
+
+fn may_go(shared: &Shared, next: &Segment, policy: &RetainPolicy, old: bool) -> bool {
+    let bytes: u64 = shared.segments.iter().map(|segment| segment.end()).sum();
+    let above = |limit: Option<u64>| limit.is_some_and(|limit| bytes > limit);
+    let needed = policy.keep_from.is_some_and(|txid| txid < next.first);
+    above(policy.hard_cap_bytes) || !needed && (old || above(policy.max_bytes))
+}
