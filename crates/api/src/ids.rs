@@ -109,20 +109,8 @@ mod tests {
         assert_eq!(Txid(0x1f).to_string(), "000000000000001f");
         assert_eq!(NodeId(0xab).to_string(), "00000000000000AB");
         assert_eq!("ab".parse::<NodeId>(), Ok(NodeId(0xab)));
-        for text in [
-            "",
-            "x",
-            "+1",
-            "-1",
-            "00000000000000000",
-            " 1",
-            "1ffffffffffffffff",
-        ] {
-            let parsed = text.parse::<Txid>();
-            assert!(
-                parsed.is_err() || text == "00000000000000000",
-                "{text}: {parsed:?}"
-            );
+        for text in ["", "x", "+1", "-1", " 1", "1ffffffffffffffff"] {
+            assert!(text.parse::<Txid>().is_err(), "{text}");
         }
     }
 

@@ -1,0 +1,84 @@
+//! `litefs mount`: the daemon.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::error::{CommandError, Result, USAGE};
+use crate::config::{self, Config, ConfigError};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Read only this configuration file.
+    #[arg(long, value_name = "PATH")]
+    pub(super) config: Option<PathBuf>,
+    /// Do not expand $NAME and ${NAME} in the configuration.
+    #[arg(long)]
+    pub(super) no_expand_env: bool,
+    /// Do not unmount what a former process left behind at the mount point.
+    #[arg(long)]
+    pub(super) skip_unmount: bool,
+    /// Log every request of the kernel.
+    #[arg(long = "fuse.debug")]
+    pub(super) fuse_debug: bool,
+    /// Log more.
+    #[arg(long)]
+    pub(super) debug: bool,
+    /// Write a trace of all operations to standard output.
+    #[arg(long)]
+    pub(super) tracing: bool,
+    /// Words that lack the `--` in front.
+    #[arg(hide = true)]
+    stray: Vec<String>,
+    /// Command to supervise, instead of the configuration's `exec`.
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+pub(super) fn run(args: Args) -> Result<ExitCode> {
+    let (path, config) = configuration(&args)?;
+    println!("config file read from {}", path.display());
+    println!("{}", super::version::line());
+    crate::logging::start(&config.log);
+    let options = crate::node::Options {
+        config,
+        skip_unmount: args.skip_unmount,
+    };
+    crate::node::run(options).map_err(|error| CommandError::new(error.to_string()).hint(error.hint()))
+}
+
+/// The configuration with the command line applied, checked.
+fn configuration(args: &Args) -> Result<(PathBuf, Config)> {
+    refuse_command(args)?;
+    let path = config::find(args.config.as_deref(), config::search_path())?;
+    let mut config = config::read(&path, !args.no_expand_env)?;
+    config.fuse.debug |= args.fuse_debug;
+    config.log.debug |= args.debug;
+    config::validate(&config)?;
+    config::check_supported(&config)?;
+    if args.tracing {
+        return Err(ConfigError::Unsupported {
+            key: "-tracing",
+            value: "true".to_string(),
+            remedy: "drop the flag; -debug logs more to standard error",
+        }
+        .into());
+    }
+    Ok((path, config))
+}
+
+/// A command to supervise is not supported, and one without `--` in front is a mistake in LiteFS too.
+fn refuse_command(args: &Args) -> Result<()> {
+    if !args.stray.is_empty() {
+        let error = CommandError::new("too many arguments, specify a '--' to specify an exec command");
+        return Err(error.hint("litefs mount [flags]").code(USAGE));
+    }
+    if args.command.is_empty() {
+        return Ok(());
+    }
+    Err(ConfigError::Unsupported {
+        key: "exec",
+        value: format!("\"{}\" on the command line", args.command.join(" ")),
+        remedy: "drop everything after `--` and start the application beside litefs, when GET /info answers",
+    }
+    .into())
+}

@@ -1,0 +1,69 @@
+//! Whether this node may act as primary right now, by its own clock.
+//!
+//! The lease service promises not to give a lease to somebody else before its time-to-live has passed since it *received*
+//! the last renewal. Counted from before that renewal was *sent*, the deadline here is never later than the service's.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::clock::{BootTime, sleep_until};
+
+/// The end of this node's time as primary, shared by all that act for the primary. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Fence {
+    deadline_nanos: Arc<AtomicU64>,
+}
+
+impl Fence {
+    /// Whether the lease is still ours.
+    pub fn holds(&self) -> bool {
+        BootTime::now() < self.deadline()
+    }
+
+    pub(super) fn deadline(&self) -> BootTime {
+        BootTime::from_nanos(self.deadline_nanos.load(Ordering::Acquire))
+    }
+
+    /// Moves the deadline to `deadline`.
+    pub(super) fn extend(&self, deadline: BootTime) {
+        self.deadline_nanos.store(deadline.as_nanos(), Ordering::Release);
+    }
+
+    /// Ends the time as primary at once.
+    pub(super) fn drop_now(&self) {
+        self.deadline_nanos.store(0, Ordering::Release);
+    }
+
+    /// Returns when the deadline has passed, however often it is moved before.
+    pub(super) async fn expired(&self) {
+        while self.holds() {
+            sleep_until(self.deadline()).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_fence_holds_until_its_deadline() {
+        let fence = Fence::default();
+        assert!(!fence.holds());
+        fence.extend(BootTime::now() + Duration::from_secs(60));
+        assert!(fence.holds());
+        assert!(
+            tokio::time::timeout(Duration::from_millis(20), fence.expired())
+                .await
+                .is_err()
+        );
+        fence.extend(BootTime::now() + Duration::from_millis(5));
+        fence.expired().await;
+        assert!(!fence.holds());
+        fence.extend(BootTime::now() + Duration::from_secs(60));
+        fence.drop_now();
+        assert!(!fence.holds());
+    }
+}
