@@ -5,3 +5,4 @@ pub mod config;
 pub mod lease;
 pub mod logging;
 pub mod node;
+pub mod stream;
