@@ -7,6 +7,10 @@
 use crate::bytes::{be_u32, put_be_u32};
 use crate::page::{InvalidPageSize, PageSize, Pgno};
 
+mod records;
+
+pub use records::{Records, records};
+
 /// The first 8 bytes of a segment that was synced.
 pub const JOURNAL_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 /// Length of the header's fields; the header occupies a whole sector.
@@ -96,7 +100,7 @@ impl JournalHeader {
         self.page_size.bytes() + 8
     }
 
-    /// Where the segment that begins no earlier than `offset` has its header.
+    /// Where the first segment that begins at `offset` or after it has its header.
     pub fn align(&self, offset: u64) -> u64 {
         offset.next_multiple_of(u64::from(self.sector_size))
     }
@@ -111,6 +115,7 @@ impl JournalHeader {
             });
         }
         let number = be_u32(bytes, 0);
+        // The lock page announces the name of a super-journal, not a record.
         let pgno = Pgno::new(number).filter(|pgno| *pgno != self.page_size.lock_page());
         let pgno = pgno.ok_or(JournalError::Page(number))?;
         let page = &bytes[4..expected - 4];
@@ -142,4 +147,76 @@ pub fn record_checksum(nonce: u32, page: &[u8]) -> u32 {
         index = index.saturating_sub(200);
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> JournalHeader {
+        JournalHeader {
+            records: RecordCount::Exactly(2),
+            nonce: 0xdead_beef,
+            initial_pages: 9,
+            sector_size: 512,
+            page_size: PageSize::MIN,
+        }
+    }
+
+    #[test]
+    fn headers_round_trip_and_wrong_ones_are_typed_errors() {
+        let unsynced = JournalHeader {
+            records: RecordCount::ToEndOfFile,
+            ..header()
+        };
+        for header in [header(), unsynced] {
+            assert_eq!(JournalHeader::parse(&header.encode()), Ok(header));
+        }
+        for len in 0..HEADER_SIZE {
+            assert_eq!(
+                JournalHeader::parse(&header().encode()[..len]),
+                Err(JournalError::ShortHeader(len))
+            );
+        }
+        let with = |offset: usize, value: u32| {
+            let mut bytes = header().encode();
+            put_be_u32(&mut bytes, offset, value);
+            JournalHeader::parse(&bytes).unwrap_err()
+        };
+        assert_eq!(with(4, 0), JournalError::Magic);
+        assert_eq!(with(24, 1000), JournalError::PageSize(InvalidPageSize(1000)));
+        for size in [0, 16, 33, 1 << 17] {
+            assert_eq!(with(20, size), JournalError::SectorSize(size));
+        }
+    }
+
+    #[test]
+    fn a_record_is_believed_only_with_its_checksum() {
+        let page: Vec<u8> = (0..512).map(|i| i as u8).collect();
+        let mut bytes = 3u32.to_be_bytes().to_vec();
+        bytes.extend(&page);
+        bytes.extend(record_checksum(header().nonce, &page).to_be_bytes());
+        let pgno = Pgno::new(3).unwrap();
+        assert_eq!(header().parse_record(&bytes), Ok(Record { pgno, page: &page }));
+        let other = JournalHeader { nonce: 1, ..header() };
+        assert_eq!(other.parse_record(&bytes), Err(JournalError::Checksum(pgno)));
+        let short = JournalError::ShortRecord {
+            expected: 520,
+            actual: 519,
+        };
+        assert_eq!(header().parse_record(&bytes[..519]), Err(short));
+        bytes[3] = 0;
+        assert_eq!(header().parse_record(&bytes), Err(JournalError::Page(0)));
+    }
+
+    #[test]
+    fn the_checksum_adds_every_200th_byte_from_the_end() {
+        let mut page = [0; 512];
+        page[312] = 3;
+        page[112] = 4;
+        page[0] = 100;
+        page[511] = 100;
+        assert_eq!(record_checksum(u32::MAX, &page), 6);
+        assert_eq!(record_checksum(5, &[]), 5);
+    }
 }

@@ -38,8 +38,10 @@ pub enum FrameError {
     TooMany,
 }
 
-/// Follows a WAL frame by frame. A rejected frame leaves the scanner where it was, so the scan can be repeated
-/// when more has been written.
+/// Follows a WAL frame by frame. A rejected frame leaves the scanner where it was.
+///
+/// Frames after the last commit are not final: a writer may rewrite them within its transaction (they have neither salts nor
+/// checksums for a while then), and the next writer overwrites them. So [`FrameScanner::rewind`] before scanning again.
 #[derive(Clone, Debug)]
 pub struct FrameScanner {
     header: WalHeader,
