@@ -13,6 +13,9 @@ use super::writer::{State, Writer};
 
 /// The right to append. Records that are finished stay in memory until [`Appender::flush`], as far as they fit: readers
 /// see them only then. What was not flushed when it is dropped is taken back.
+///
+/// After an error some of the finished records may be visible, the first ones, because a segment was full: where to go on
+/// is told by [`Appender::tail`].
 pub struct Appender<'log> {
     log: &'log Log,
     writer: MutexGuard<'log, Writer>,

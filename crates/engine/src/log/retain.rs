@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use ltx::Txid;
 
+use super::Log;
 use super::error::{LogError, Result};
 use super::segment::{Segment, read_header};
-use super::{Log, Shared};
 
 /// What of a log may be removed. Segments go whole, oldest first; the one that holds the last record stays.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,8 +32,15 @@ impl Log {
     /// Removes what the policy allows.
     pub fn retain(&self, policy: &RetainPolicy, now_ms: i64) -> Result<Removed> {
         let mut removed = Removed::default();
-        while let Some(segment) = self.take_expired(policy, now_ms)? {
-            self.disk.remove_file("log.retain.remove", &segment.path)?;
+        while let Some(next) = self.first_kept(policy, now_ms)? {
+            // What stays must not be lost when what went before it is gone.
+            self.sync()?;
+            let Some(segment) = self.take_before(&next) else {
+                continue;
+            };
+            self.disk
+                .remove_file("log.retain.remove", &segment.path)
+                .inspect_err(|_| self.put_back(segment.clone(), &next))?;
             // One at a time: if a crash brought an older one back without its successor, there would be a gap.
             self.disk.sync_dir("log.retain.sync_dir", &self.dir)?;
             removed.segments += 1;
@@ -96,25 +103,34 @@ impl Log {
         self.must_sync(file.sync_data("log.truncate.sync"))
     }
 
-    /// Takes the oldest segment off the list if it is to go.
-    fn take_expired(&self, policy: &RetainPolicy, now_ms: i64) -> Result<Option<Arc<Segment>>> {
-        let next = {
-            let shared = self.shared.read();
-            let Some(next) = shared.segments.get(1) else {
-                return Ok(None);
-            };
-            next.clone()
+    /// The second segment, if the first one is to go.
+    fn first_kept(&self, policy: &RetainPolicy, now_ms: i64) -> Result<Option<Arc<Segment>>> {
+        let Some(next) = self.shared.read().segments.get(1).cloned() else {
+            return Ok(None);
         };
         let old = self.is_old(&next, policy, now_ms)?;
+        Ok(may_go(self.bytes(), &next, policy, old).then_some(next))
+    }
+
+    /// Takes the segment before `next` off the list; None if a reset or truncation was faster.
+    fn take_before(&self, next: &Arc<Segment>) -> Option<Arc<Segment>> {
         let mut shared = self.shared.write();
         let still = shared
             .segments
             .get(1)
-            .is_some_and(|segment| Arc::ptr_eq(segment, &next));
-        if still && may_go(&shared, &next, policy, old) {
-            return Ok(Some(shared.segments.remove(0)));
+            .is_some_and(|segment| Arc::ptr_eq(segment, next));
+        still.then(|| shared.segments.remove(0))
+    }
+
+    fn put_back(&self, segment: Arc<Segment>, next: &Arc<Segment>) {
+        let mut shared = self.shared.write();
+        if shared
+            .segments
+            .first()
+            .is_some_and(|first| Arc::ptr_eq(first, next))
+        {
+            shared.segments.insert(0, segment);
         }
-        Ok(None)
     }
 
     /// Whether all that lies before segment `next` is too old. Its first record stands in for the last one before
@@ -131,8 +147,7 @@ impl Log {
     }
 }
 
-fn may_go(shared: &Shared, next: &Segment, policy: &RetainPolicy, old: bool) -> bool {
-    let bytes: u64 = shared.segments.iter().map(|segment| segment.end()).sum();
+fn may_go(bytes: u64, next: &Segment, policy: &RetainPolicy, old: bool) -> bool {
     let above = |limit: Option<u64>| limit.is_some_and(|limit| bytes > limit);
     let needed = policy.keep_from.is_some_and(|txid| txid < next.first);
     above(policy.hard_cap_bytes) || !needed && (old || above(policy.max_bytes))

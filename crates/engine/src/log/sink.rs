@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use super::error::Result;
-use crate::disk::{DiskFile, Op};
+use crate::disk::{self, DiskFile, Op};
 
 /// More than this is written before its record is finished.
 const SPILL: usize = 256 << 10;
@@ -89,7 +89,7 @@ impl Inner {
             .expect("a record is begun only after its segment is open")
     }
 
-    fn write_out(&mut self, op: Op) -> Result<()> {
+    fn write_out(&mut self, op: Op) -> disk::Result<()> {
         if self.buf.is_empty() {
             return Ok(());
         }

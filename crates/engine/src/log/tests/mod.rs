@@ -8,6 +8,8 @@ use super::*;
 use crate::disk::sim::SimDisk;
 
 mod basics;
+mod crash;
+mod model;
 
 pub(super) const DIR: &str = "/db/log";
 pub(super) const PAGE: usize = 512;
