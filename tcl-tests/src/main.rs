@@ -1,1 +1,16 @@
-fn main() {}
+//! `litefs-tcl`: see the library for the tour.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use litefs_tcl::cli::Command;
+
+fn main() -> ExitCode {
+    match Command::parse().run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("ERROR: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Commands and flags. Each command is a thin layer over the library.
+//!
+//! Exit status: 0 the mount equals native (or, with `--expectations`, differs exactly as listed), 1 it does not,
+//! 2 the runner could not do its work.
+
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser};
+
+use crate::cache::Cache;
+use crate::fixture::{Fixture, Options};
+use crate::source::{self, Request};
+use crate::{interrupt, report};
+
+/// SQLite's own TCL test suite on a litefs mount, compared with a plain directory.
+#[derive(Debug, Parser)]
+#[command(name = "litefs-tcl", version)]
+pub enum Command {
+    /// Obtain SQLite's source with its tests.
+    Fetch(SourceArgs),
+    /// Build the test binary.
+    Build(BuildArgs),
+    /// Run test files natively and on the mount, and compare.
+    Run(Box<run::RunArgs>),
+    /// List the test files of a permutation.
+    List(run::ListArgs),
+    /// Write the conformance page from the results of the last full runs.
+    Report(ReportArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct SourceArgs {
+    /// Version of SQLite: 3.40.1, newest, or any with --tarball.
+    #[arg(long, default_value = "3.40.1", env = "LITEFS_TCL_SQLITE")]
+    sqlite: String,
+    /// SQLite's full source tree as a tar file, instead of Debian's source package.
+    #[arg(long)]
+    tarball: Option<PathBuf>,
+    /// Where Debian's source packages are downloaded from.
+    #[arg(
+        long,
+        default_value = "",
+        env = "LITEFS_TCL_DEBIAN"
+    )]
+    debian: String,
+    /// Cache directory (default: $XDG_CACHE_HOME/litefs-tcl).
+    #[arg(long)]
+    cache: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    #[command(flatten)]
+    source: SourceArgs,
+    #[command(flatten)]
+    options: OptionArgs,
+    /// Also build the command line tools, whose tests skip themselves without them.
+    #[arg(long)]
+    tools: bool,
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct OptionArgs {
+    /// Configure SQLite with --enable-all (FTS, RTREE, SESSION, ...).
+    #[arg(long)]
+    enable_all: bool,
+    /// Also the options that --enable-all leaves out (8.3 names, RBU, SNAPSHOT, STAT4, SETLK_TIMEOUT).
+    #[arg(long)]
+    extra_options: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Directory of results (default: the cache's).
+    #[arg(long)]
+    results: Option<PathBuf>,
+    /// The page to write; standard output without it.
+    #[arg(long)]
+    output: Option<PathBuf>,
+    #[arg(long)]
+    cache: Option<PathBuf>,
+}
+
+/// Targets for the tests of the command line tools.
+const TOOLS: &[&str] = &["sqlite3", "sqldiff"];
+
+impl Command {
+    pub fn run(self) -> Result<ExitCode> {
+        interrupt::watch()?;
+        match self {
+            Command::Fetch(args) => {
+                let source = args.fetch()?;
+                tell(&format!(
+                    "SQLite {} in {}\n",
+                    source.version,
+                    source.directory.display()
+                ));
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Build(args) => {
+                let tools = if args.tools { TOOLS } else { &[] };
+                let source = args.source.fetch()?;
+                let fixture = Fixture::build(
+                    &args.source.cache(),
+                    &source,
+                    args.options.options(),
+                    tools,
+                    args.jobs,
+                )?;
+                tell(&format!("{}\n", fixture.binary().display()));
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Run(args) => args.run(),
+            Command::List(args) => args.run(),
+            Command::Report(args) => args.run(),
+        }
+    }
+}
+
+impl SourceArgs {
+    fn cache(&self) -> Cache {
+        cache(self.cache.as_ref())
+    }
+
+    fn request(&self) -> Request {
+        match &self.tarball {
+            Some(file) => Request::Tarball {
+                file: file.clone(),
+                version: Some(self.sqlite.clone()),
+            },
+            None => Request::Pinned(self.sqlite.clone()),
+        }
+    }
+
+    fn fetch(&self) -> Result<source::Source> {
+        source::fetch(&self.cache(), &self.request(), &self.debian)
+    }
+
+    /// The fixture from the cache, built first where it is missing.
+    fn fixture(&self, options: Options) -> Result<Fixture> {
+        // A cache that holds the fixture needs no network and no tarball any more.
+        if let Some(fixture) = source::resolve(&self.request())
+            .ok()
+            .and_then(|version| Fixture::find(&self.cache(), &version, options))
+        {
+            return Ok(fixture);
+        }
+        eprintln!(
+            "building testfixture for SQLite {} ({})",
+            self.sqlite,
+            options.name()
+        );
+        Fixture::build(&self.cache(), &self.fetch()?, options, &[], 2)
+    }
+}
+
+impl OptionArgs {
+    fn options(&self) -> Options {
+        Options {
+            enable_all: self.enable_all,
+            extra: self.extra_options,
+        }
+    }
+}
+
+impl ReportArgs {
+    fn run(self) -> Result<ExitCode> {
+        let results = self
+            .results
+            .unwrap_or_else(|| cache(self.cache.as_ref()).results());
+        let page = report::page(&report::load_all(&results)?);
+        match self.output {
+            Some(path) => std::fs::write(&path, page).with_context(|| format!("write {}", path.display()))?,
+            None => tell(&page),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn cache(directory: Option<&PathBuf>) -> Cache {
+    directory.map_or_else(Cache::from_environment, Cache::at)
+}
+
+/// A reader that went away, such as `head`, is no error and must not end the process with mounts in place.
+fn tell(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}

@@ -1,0 +1,172 @@
+//! A run: files are taken from a queue by slots, each with a mount of its own, natively and on the mount one
+//! after the other, so that both see the same load. What does not equal native is run once more alone.
+
+mod progress;
+mod result;
+mod slot;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+pub use progress::Progress;
+pub use result::{FileResult, FileSummary, RunResult, Side, Summary};
+
+use crate::baseline::Baseline;
+use crate::execution::Bench;
+use crate::expectations::Expectations;
+use crate::interrupt;
+use crate::mount::Spec;
+use slot::Slot;
+
+/// Where a file runs below the mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Layout {
+    /// Each in a directory of its own; the mount serves many files.
+    Directory,
+    /// In the root of a fresh mount, as LiteFS's own runner did.
+    Root,
+}
+
+/// Where native results come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Native {
+    /// Each file runs natively too.
+    Beside,
+    /// From the cache where there is a result.
+    Cached,
+}
+
+/// Everything that decides a run.
+#[derive(Debug)]
+pub struct Plan {
+    pub bench: Bench,
+    pub spec: Spec,
+    pub files: Vec<String>,
+    pub jobs: usize,
+    pub layout: Layout,
+    pub native: Native,
+    pub baseline: Baseline,
+    /// Check databases against the replica and the log after each file.
+    pub replica: bool,
+    /// Longest time of one file on the mount and natively; see [`Plan::mount_limit`].
+    pub limit: Duration,
+    /// Scratch space: native directories, mount points, data directories.
+    pub work: PathBuf,
+    /// Logs of the files that did not equal native.
+    pub logs: PathBuf,
+    pub expectations: Expectations,
+}
+
+/// When more files than this differ, something is broken as a whole and running them again tells nothing.
+const WORTH_ANOTHER_TRY: usize = 40;
+
+impl Plan {
+    /// Runs all files. `Err` is a failure of the runner, not of a test.
+    pub fn run(&self) -> Result<RunResult> {
+        for directory in [&self.work, &self.logs] {
+            std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+        }
+        let start = Instant::now();
+        let mut files = self.files.clone();
+        let expected: Vec<f64> = files.iter().map(|file| self.expected_seconds(file)).collect();
+        let mut order: Vec<usize> = (0..files.len()).collect();
+        // Longest first, so that no slot sits on a long file when the others have nothing left.
+        order.sort_by(|a, b| expected[*b].total_cmp(&expected[*a]));
+        files = order
+            .iter()
+            .map(|index| std::mem::take(&mut files[*index]))
+            .collect();
+        let mut progress = Progress::new(files.len(), expected.iter().sum());
+        let (mut results, mut findings) = self.run_all(files, &mut progress)?;
+        findings.extend(self.run_again(&mut results, &mut progress)?);
+        progress.finish();
+        results.sort_by(|a, b| a.file.cmp(&b.file));
+        Ok(RunResult {
+            results,
+            findings,
+            wall: start.elapsed(),
+            interrupted: interrupt::requested(),
+        })
+    }
+
+    fn expected_seconds(&self, file: &str) -> f64 {
+        self.baseline.seconds(file).unwrap_or(0.2)
+    }
+
+    /// On a loaded machine a mount may be slower by a factor, not by any amount.
+    pub fn mount_limit(&self, native_seconds: f64) -> Duration {
+        self.limit.max(Duration::from_secs_f64(native_seconds * 15.0))
+    }
+
+    fn run_all(&self, files: Vec<String>, progress: &mut Progress) -> Result<(Vec<FileResult>, Vec<String>)> {
+        let jobs = self.jobs.clamp(1, files.len().max(1));
+        let queue = Mutex::new(VecDeque::from(files));
+        let (sender, receiver) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let slots: Vec<_> = (0..jobs)
+                .map(|number| {
+                    let (queue, sender) = (&queue, sender.clone());
+                    scope.spawn(move || self.serve_queue(number, queue, &sender))
+                })
+                .collect();
+            drop(sender);
+            let mut results = Vec::new();
+            for result in receiver {
+                progress.done(&result);
+                results.push(result);
+            }
+            let mut findings = Vec::new();
+            for slot in slots {
+                findings.extend(slot.join().expect("a slot does not panic")?);
+            }
+            Ok((results, findings))
+        })
+    }
+
+    fn serve_queue(
+        &self,
+        number: usize,
+        queue: &Mutex<VecDeque<String>>,
+        results: &mpsc::Sender<FileResult>,
+    ) -> Result<Vec<String>> {
+        let mut slot = Slot::new(self, number)?;
+        while !interrupt::requested() {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some(file) = next else { break };
+            let result = slot.run(&file, self.native)?;
+            // A file that was cut off by the interrupt has no result.
+            if interrupt::requested() || results.send(result).is_err() {
+                break;
+            }
+        }
+        Ok(slot.finish())
+    }
+
+    /// Runs what does not equal native once more, alone: some files depend on timing.
+    fn run_again(&self, results: &mut [FileResult], progress: &mut Progress) -> Result<Vec<String>> {
+        let different: Vec<usize> = (0..results.len())
+            .filter(|index| results[*index].worth_another_try())
+            .collect();
+        if different.is_empty() || different.len() > WORTH_ANOTHER_TRY || interrupt::requested() {
+            return Ok(Vec::new());
+        }
+        progress.note(&format!("running {} files again, alone", different.len()));
+        let mut slot = Slot::new(self, 0)?;
+        for index in different {
+            if interrupt::requested() {
+                break;
+            }
+            let again = slot.run(&results[index].file, Native::Beside)?;
+            if !interrupt::requested() {
+                results[index].again(again);
+                progress.again(&results[index]);
+            }
+        }
+        Ok(slot.finish())
+    }
+}

@@ -1,0 +1,147 @@
+//! Live progress: a bar with the time left on a terminal, lines in a log; failures as they happen in both.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::FileResult;
+use crate::verdict::Status;
+
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    files: usize,
+    done: usize,
+    counts: BTreeMap<Status, usize>,
+    different: usize,
+    /// Native seconds expected in all, and of the files that are done: what the estimate is made from.
+    expected: f64,
+    passed: f64,
+    start: Instant,
+    last_line: Instant,
+}
+
+/// Time between two lines where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(15);
+
+/// The bar counts expected milliseconds, so that its estimate knows long files from short ones.
+fn units(seconds: f64) -> u64 {
+    (seconds.max(0.001) * 1000.0) as u64
+}
+
+impl Progress {
+    pub fn new(files: usize, expected: f64) -> Progress {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(units(expected));
+            let style =
+                ProgressStyle::with_template("{wide_bar} {percent:>3} %  {msg}  {elapsed}, {eta} left");
+            bar.set_style(style.expect("the template is valid"));
+            bar.enable_steady_tick(Duration::from_millis(500));
+            bar
+        });
+        let now = Instant::now();
+        Progress {
+            bar,
+            files,
+            done: 0,
+            counts: BTreeMap::new(),
+            different: 0,
+            expected,
+            passed: 0.0,
+            start: now,
+            last_line: now,
+        }
+    }
+
+    pub fn done(&mut self, result: &FileResult) {
+        self.done += 1;
+        *self.counts.entry(result.verdict.status).or_default() += 1;
+        if !result.verdict.equal {
+            self.different += 1;
+            self.note(&describe(result));
+        }
+        let weight = result.native.seconds.min(self.expected - self.passed).max(0.0);
+        self.passed += weight;
+        match &self.bar {
+            Some(bar) => {
+                bar.inc(units(weight));
+                bar.set_message(self.line());
+            }
+            None if self.last_line.elapsed() > LINE_EVERY => {
+                self.last_line = Instant::now();
+                eprintln!("{}, {}", self.line(), self.left());
+            }
+            None => {}
+        }
+    }
+
+    /// The outcome of a second try.
+    pub fn again(&mut self, result: &FileResult) {
+        match (result.verdict.equal, result.varying) {
+            (true, true) => self.note(&format!("{}: varies natively too", result.file)),
+            (true, false) => self.note(&format!("{}: equal when alone (flaky)", result.file)),
+            (false, _) => self.note(&format!("again {}", describe(result))),
+        }
+    }
+
+    pub fn note(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn line(&self) -> String {
+        let count = |status| self.counts.get(&status).copied().unwrap_or(0);
+        format!(
+            "{}/{} files, {} ok, {} skip, {} differ",
+            self.done,
+            self.files,
+            count(Status::Ok),
+            count(Status::Skip),
+            self.different
+        )
+    }
+
+    fn left(&self) -> String {
+        if self.passed <= 0.0 {
+            return "time left unknown".to_string();
+        }
+        let left = self.start.elapsed().as_secs_f64() * (self.expected - self.passed) / self.passed;
+        format!("about {left:.0} s left")
+    }
+}
+
+fn describe(result: &FileResult) -> String {
+    let mut text = format!("{}: {}", result.file, result.verdict.status);
+    if result.verdict.alarm {
+        text.push_str(" (ALARM: no case ran)");
+    }
+    for failure in result.mount.transcript.failures.iter().take(3) {
+        text.push_str(&format!(
+            "\n    {}: {}",
+            failure.name,
+            first_line(&failure.detail)
+        ));
+    }
+    for difference in result.verdict.differences.iter().take(4) {
+        text.push_str(&format!("\n    {}", first_line(difference)));
+    }
+    text
+}
+
+fn first_line(text: &str) -> String {
+    let flat = text.replace('\n', " ");
+    if flat.chars().count() > 300 {
+        flat.chars().take(300).chain("...".chars()).collect()
+    } else {
+        flat
+    }
+}

@@ -1,0 +1,207 @@
+//! One slot: its own native directory, its own mount, its own replica. Runs one file at a time.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::{FileResult, Layout, Native, Plan};
+use crate::execution::{FileRun, Outcome, Place};
+use crate::mount::Mount;
+use crate::transcript::Transcript;
+
+pub(super) struct Slot<'a> {
+    plan: &'a Plan,
+    home: PathBuf,
+    scratch: PathBuf,
+    mount: Option<Mount>,
+    /// Data directories are numbered: a mount that died leaves its own for the post-mortem.
+    mounts: u32,
+    files: u32,
+    findings: Vec<String>,
+}
+
+/// A data directory that has grown beyond this is exchanged for a fresh one: logs of dropped databases stay.
+const DATA_LIMIT: u64 = 4 << 30;
+const LOOK_AT_DATA_EVERY: u32 = 16;
+
+impl<'a> Slot<'a> {
+    pub(super) fn new(plan: &'a Plan, number: usize) -> Result<Slot<'a>> {
+        let home = plan.work.join(number.to_string());
+        let scratch = home.join("tmp");
+        std::fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
+        plan.bench.account.give(&scratch)?;
+        Ok(Slot {
+            plan,
+            home,
+            scratch,
+            mount: None,
+            mounts: 0,
+            files: 0,
+            findings: Vec::new(),
+        })
+    }
+
+    pub(super) fn run(&mut self, file: &str, native: Native) -> Result<FileResult> {
+        let native = self.native(file, native)?;
+        let limit = self.plan.mount_limit(native.seconds);
+        let mount = self.mounted(file, limit)?;
+        let result = FileResult::new(file, native, mount);
+        self.keep_logs(&result)?;
+        self.limit_data();
+        Ok(result)
+    }
+
+    /// Ends the mount. Returns what went wrong with mounts beside the files.
+    pub(super) fn finish(mut self) -> Vec<String> {
+        self.stop_mount();
+        std::mem::take(&mut self.findings)
+    }
+
+    fn native(&self, file: &str, native: Native) -> Result<FileRun> {
+        if native == Native::Cached
+            && let Some(run) = self.plan.baseline.load(file)
+        {
+            return Ok(run);
+        }
+        let directory = self.home.join("native").join(stem(file));
+        let place = self.place(directory, "native");
+        let bench = &self.plan.bench;
+        bench.prepare(&place.directory).map_err(anyhow::Error::msg)?;
+        let mut run = bench.test(&place, file, self.plan.mount_limit(0.0))?;
+        run.findings.extend(bench.clean(&place.directory).err());
+        self.plan.baseline.store(file, &run)?;
+        Ok(run)
+    }
+
+    fn mounted(&mut self, file: &str, limit: Duration) -> Result<FileRun> {
+        if let Err(reason) = self.ready() {
+            return Ok(dead(reason));
+        }
+        let root = self
+            .mount
+            .as_ref()
+            .expect("ready() leaves a mount")
+            .directory()
+            .to_path_buf();
+        let directory = match self.plan.layout {
+            Layout::Directory => root.join(stem(file)),
+            Layout::Root => root,
+        };
+        let place = self.place(directory, "mount");
+        if let Err(reason) = self.plan.bench.prepare(&place.directory) {
+            self.mount = None;
+            return Ok(dead(reason));
+        }
+        let mut run = self.plan.bench.test(&place, file, limit)?;
+        let mount = self.mount.as_mut().expect("ready() leaves a mount");
+        if let Err(reason) = mount.check() {
+            run.outcome = Outcome::MountDied;
+            run.findings.push(reason);
+            self.mount = None;
+            return Ok(run);
+        }
+        match self.plan.layout {
+            Layout::Directory => run.findings.extend(self.plan.bench.clean(&place.directory).err()),
+            Layout::Root => run
+                .findings
+                .extend(self.mount.take().and_then(|mount| mount.stop().err())),
+        }
+        Ok(run)
+    }
+
+    /// A mount that answers, started anew where necessary.
+    fn ready(&mut self) -> Result<(), String> {
+        if let Some(mount) = &mut self.mount {
+            match mount.check() {
+                Ok(()) => return Ok(()),
+                // Between two files: none of them can be blamed, so the run as a whole is.
+                Err(reason) => self.findings.push(format!("between two files: {reason}")),
+            }
+            self.mount = None;
+        }
+        self.mounts += 1;
+        let home = self.home.join(format!("m{}", self.mounts));
+        let mount = Mount::start(&self.plan.spec, &home).map_err(|error| format!("{error:#}"))?;
+        self.mount = Some(mount);
+        Ok(())
+    }
+
+    fn place(&self, directory: PathBuf, side: &str) -> Place {
+        Place {
+            directory,
+            scratch: self.scratch.clone(),
+            log: self.home.join(format!("{side}.log")),
+        }
+    }
+
+    /// Keeps what both sides printed when they differ.
+    fn keep_logs(&self, result: &FileResult) -> Result<()> {
+        if result.verdict.equal {
+            return Ok(());
+        }
+        for side in ["native", "mount"] {
+            let from = self.home.join(format!("{side}.log"));
+            if from.exists() {
+                let to = self.plan.logs.join(format!("{}.{side}.log", result.file));
+                std::fs::copy(&from, &to).with_context(|| format!("copy to {}", to.display()))?;
+            }
+        }
+        if let Some(mount) = &self.mount {
+            let to = self.plan.logs.join(format!("{}.daemon.log", result.file));
+            std::fs::copy(mount.log(), &to).with_context(|| format!("copy to {}", to.display()))?;
+        }
+        Ok(())
+    }
+
+    fn limit_data(&mut self) {
+        self.files += 1;
+        if self.files.is_multiple_of(LOOK_AT_DATA_EVERY) && self.mount.is_some() {
+            let data = self.home.join(format!("m{}/data", self.mounts));
+            if size(&data) > DATA_LIMIT {
+                self.stop_mount();
+            }
+        }
+    }
+
+    fn stop_mount(&mut self) {
+        let Some(mount) = self.mount.take() else { return };
+        match mount.stop() {
+            // The data directory of a mount without fault is of no further use.
+            Ok(()) => {
+                let _ = std::fs::remove_dir_all(self.home.join(format!("m{}", self.mounts)));
+            }
+            Err(finding) => self.findings.push(finding),
+        }
+    }
+}
+
+fn stem(file: &str) -> &str {
+    file.strip_suffix(".test").unwrap_or(file)
+}
+
+/// The result of a file that never ran because there was no mount to run it on.
+fn dead(reason: String) -> FileRun {
+    FileRun {
+        outcome: Outcome::MountDied,
+        transcript: Transcript::default(),
+        seconds: 0.0,
+        cpu_seconds: 0.0,
+        findings: vec![reason],
+    }
+}
+
+/// Bytes in use below a directory that is not on a mount. What disappears meanwhile counts as nothing.
+fn size(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return 0;
+    };
+    let sizes = entries.flatten().map(|entry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => size(&entry.path()),
+        // Blocks, not length: the suite makes sparse files of 5 GB.
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    });
+    sizes.sum()
+}
