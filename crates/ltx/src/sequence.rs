@@ -87,3 +87,54 @@ impl Sequence {
         (next.get() <= self.commit).then_some(next)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::txid::Txid;
+
+    fn snapshot(page_size: PageSize, commit: u32) -> Sequence {
+        Sequence::new(&Header {
+            compressed: false,
+            page_size,
+            commit,
+            min_txid: Txid::FIRST,
+            max_txid: Txid(9),
+            timestamp: 0,
+            pre_apply: Checksum::NONE,
+            wal: None,
+            node_id: 0,
+        })
+    }
+
+    #[test]
+    fn a_snapshot_skips_the_lock_page_and_only_that() {
+        let lock_page = PageSize::MAX.lock_page().get();
+        let mut sequence = snapshot(PageSize::MAX, lock_page + 1);
+        for number in 1..lock_page {
+            sequence.admit(number).unwrap();
+        }
+        let missing = PageError::Missing(Pgno::new(lock_page + 1).unwrap());
+        assert_eq!(sequence.end(), Err(missing));
+        assert_eq!(
+            sequence.admit(lock_page),
+            Err(PageError::LockPage(PageSize::MAX.lock_page()))
+        );
+        sequence.admit(lock_page + 1).unwrap();
+        assert_eq!(sequence.end(), Ok(()));
+        assert_eq!(sequence.pages(), lock_page);
+    }
+
+    #[test]
+    fn a_snapshot_may_end_before_or_at_the_lock_page() {
+        let lock_page = PageSize::MAX.lock_page().get();
+        for commit in [lock_page - 1, lock_page] {
+            let mut sequence = snapshot(PageSize::MAX, commit);
+            for number in 1..lock_page {
+                assert!(sequence.end().is_err());
+                sequence.admit(number).unwrap();
+            }
+            assert_eq!(sequence.end(), Ok(()));
+        }
+    }
+}
