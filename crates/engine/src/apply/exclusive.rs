@@ -1,0 +1,149 @@
+//! Apply under SQLite's exclusive lock: the main file is written in place, and nobody reads it meanwhile.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use ltx::Checksum;
+use sqlite_format::Pgno;
+use sqlite_format::locks::{PENDING_BYTE, RESERVED_BYTE, SHARED_FIRST, SHARED_SIZE};
+
+use super::pages::ChangedPages;
+use crate::database::Database;
+use crate::error::{Error, Result};
+use crate::kernel::{CheckpointMode, LockFiles};
+use crate::log::Record;
+use crate::name::Side;
+
+/// Pages beyond which the whole file is dropped from the kernel's cache rather than range by range.
+const MANY_PAGES: usize = 64;
+
+/// SQLite's EXCLUSIVE lock, taken in SQLite's order and released together.
+pub(crate) struct Exclusive(Arc<dyn LockFiles>);
+
+impl Exclusive {
+    const BYTES: [(u64, u64, &'static str); 3] = [
+        (RESERVED_BYTE, 1, "RESERVED"),
+        (PENDING_BYTE, 1, "PENDING"),
+        (SHARED_FIRST, SHARED_SIZE, "SHARED"),
+    ];
+
+    /// Takes the lock, or tells which part a client holds.
+    pub(crate) fn take(locks: Arc<dyn LockFiles>) -> std::io::Result<Result<Exclusive, &'static str>> {
+        let guard = Exclusive(locks);
+        for (start, len, name) in Self::BYTES {
+            if !guard.0.try_lock(Side::Database, start, len, true)? {
+                return Ok(Err(name));
+            }
+        }
+        Ok(Ok(guard))
+    }
+}
+
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        for (start, len, _) in Self::BYTES {
+            if let Err(error) = self.0.unlock(Side::Database, start, len) {
+                tracing::error!(%error, "cannot release a lock on the mount");
+            }
+        }
+    }
+}
+
+impl Database {
+    pub(super) fn apply_exclusive(&self, record: &Record) -> Result<()> {
+        // What is in the main file must be in the log, whatever reaches the disk first.
+        self.log.sync()?;
+        self.leave_wal(record)?;
+        self.create_file()?;
+        let path = self.name.file(Side::Database);
+        let taken = Exclusive::take(self.locks()?).map_err(Error::io("database.lock", &path))?;
+        let guard = taken.map_err(|lock| self.busy(lock))?;
+        let hot = self.state.lock().backing.journal_is_hot()?;
+        if hot {
+            drop(guard);
+            self.shared
+                .kernel()
+                .recover(&self.name)
+                .map_err(Error::io("journal.recover", &path))?;
+            return Err(self.busy("a hot journal"));
+        }
+        let written = self.write_main_file(record)?;
+        self.drop_cached(record, &written);
+        Ok(())
+    }
+
+    /// Another page size cannot be reached through the WAL: it is emptied first.
+    fn leave_wal(&self, record: &Record) -> Result<()> {
+        let in_the_way = self
+            .state
+            .lock()
+            .wal_page_size()
+            .is_some_and(|page_size| page_size != record.info.page_size);
+        if in_the_way {
+            let path = self.name.file(Side::Wal);
+            let kernel = self.shared.kernel();
+            kernel
+                .checkpoint(&self.name, CheckpointMode::Truncate)
+                .map_err(Error::io("wal.checkpoint", path))?;
+            if self.state.lock().wal.frames() > 0 {
+                return Err(self.busy("the WAL"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The main file must exist before it can be locked.
+    fn create_file(&self) -> Result<()> {
+        let created = {
+            let mut state = self.state.lock();
+            let missing = state.backing.get(Side::Database)?.is_none();
+            state.backing.get_or_create(Side::Database)?;
+            missing
+        };
+        if created {
+            self.shared.kernel().invalidate_entry(&self.name, Side::Database);
+        }
+        Ok(())
+    }
+
+    fn write_main_file(&self, record: &Record) -> Result<Vec<Pgno>> {
+        let mut state = self.state.lock();
+        let mut pages = ChangedPages::new(record)?;
+        let page_size = pages.page_size();
+        let file = state.backing.get_or_create(Side::Database)?;
+        let path = state.backing.path(Side::Database).to_owned();
+        let mut changes: Vec<(Pgno, Checksum)> = Vec::new();
+        while let Some(page) = pages.next(&state.table)? {
+            file.write_all_at(&page.data, page.pgno.offset(page_size))
+                .map_err(Error::io("database.write", &path))?;
+            changes.push((page.pgno, page.checksum));
+        }
+        file.set_len(page_size.file_size(record.info.commit))
+            .map_err(Error::io("database.truncate", &path))?;
+        if state.table.page_size() != Some(page_size) {
+            state.table.reset(page_size);
+        }
+        state.table.truncate(record.info.commit);
+        for (pgno, checksum) in &changes {
+            state.table.set(*pgno, *checksum);
+        }
+        state.applied(record);
+        self.check_rolling(&mut state)?;
+        Ok(changes.into_iter().map(|(pgno, _)| pgno).collect())
+    }
+
+    fn drop_cached(&self, record: &Record, written: &[Pgno]) {
+        let kernel = self.shared.kernel();
+        let size = u64::from(record.info.page_size.get());
+        if written.is_empty() || written.len() > MANY_PAGES {
+            return kernel.invalidate(&self.name, Side::Database, None);
+        }
+        for pgno in written {
+            kernel.invalidate(
+                &self.name,
+                Side::Database,
+                Some((u64::from(pgno.get() - 1) * size, size)),
+            );
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Publication of applied frames in the wal-index, as a SQLite writer does it: hash entries first, then the second copy
+//! of the header, then the first.
+//!
+//! Where clients map the backing file (mode K), stores are writes to that file. Where they map a cache of the kernel's
+//! (mode D), what they stored themselves cannot be seen; but the entries follow from the frames, so an image of the
+//! index is kept here, and the changed bytes are put into the kernel's cache.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use sqlite_format::Pgno;
+use sqlite_format::wal_index::{
+    BLOCK_SIZE, IndexHeader, IndexStore, IndexWords, SECOND_HEADER, append, block_count,
+};
+
+use super::wal::Appended;
+use crate::database::Database;
+use crate::database::backing::read_full;
+use crate::database::state::State;
+use crate::error::{Error, Result};
+use crate::kernel::{Coherence, Kernel};
+use crate::name::Side;
+
+/// Bytes to put into the kernel's cache, in this order.
+pub(super) type Stores = Vec<(u64, Vec<u8>)>;
+
+impl Database {
+    /// Publishes frames. Where no client has a wal-index there is nothing to do: the first that connects builds it.
+    pub(super) fn publish_frames(
+        &self,
+        state: &mut State,
+        kernel: &dyn Kernel,
+        index: Option<IndexHeader>,
+        appended: &Appended,
+        page_count: u32,
+    ) -> Result<Stores> {
+        let intercepted = kernel.coherence() == Coherence::Intercepted;
+        let Some(wal) = state.wal.header.clone() else {
+            return Ok(Stores::new());
+        };
+        if index.is_none() && !intercepted {
+            return Ok(Stores::new());
+        }
+        let path = state.backing.path(Side::Shm).to_owned();
+        let shm = state.backing.get_or_create(Side::Shm)?;
+        let needed = (block_count(appended.end.frames) * BLOCK_SIZE) as u64;
+        if shm.metadata().map_err(Error::io("shm.stat", &path))?.len() < needed {
+            shm.set_len(needed).map_err(Error::io("shm.extend", &path))?;
+        }
+        let header = IndexHeader {
+            change: state.wal.next_change(index.as_ref().map(|index| index.change)),
+            big_endian: wal.big_endian,
+            page_size: Some(wal.page_size),
+            max_frame: appended.end.frames,
+            page_count,
+            frame_checksum: appended.end.checksum,
+            salt: wal.salt,
+        };
+        let bytes = header.encode();
+        if intercepted {
+            let mut image = std::mem::take(&mut state.wal.image);
+            let mut store = ImageStore {
+                image: &mut image.bytes,
+                stores: Stores::new(),
+            };
+            for (frame, pgno) in state.wal.frames_after(image.frames) {
+                append(&mut store, frame, pgno).map_err(|e| self.corrupt(e))?;
+            }
+            store.put(SECOND_HEADER, &bytes);
+            store.put(0, &bytes);
+            let stores = store.stores;
+            image.frames = appended.end.frames;
+            state.wal.image = image;
+            for (offset, bytes) in &stores {
+                shm.write_all_at(bytes, *offset)
+                    .map_err(Error::io("shm.write", &path))?;
+            }
+            return Ok(stores);
+        }
+        let mut store = FileStore {
+            shm: &shm,
+            error: None,
+        };
+        for (frame, (pgno, _)) in (appended.first..).zip(&appended.pages) {
+            append(&mut store, frame, *pgno).map_err(|e| self.corrupt(e))?;
+        }
+        store.put(SECOND_HEADER, &bytes);
+        store.put(0, &bytes);
+        store.error.map_or(Ok(Stores::new()), |error| {
+            Err(Error::io("shm.write", path)(error))
+        })
+    }
+}
+
+/// The wal-index in the backing file.
+struct FileStore<'a> {
+    shm: &'a File,
+    error: Option<io::Error>,
+}
+
+impl FileStore<'_> {
+    fn put(&mut self, offset: usize, bytes: &[u8]) {
+        if let Err(error) = self.shm.write_all_at(bytes, offset as u64) {
+            self.error.get_or_insert(error);
+        }
+    }
+
+    fn load<const N: usize>(&self, offset: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        // What cannot be read is a block that nobody has made yet: zeros. A real failure shows at the next store.
+        let _ = read_full(self.shm, &mut bytes, offset as u64);
+        bytes
+    }
+}
+
+impl IndexWords for FileStore<'_> {
+    fn load_u32(&self, offset: usize) -> u32 {
+        u32::from_ne_bytes(self.load(offset))
+    }
+
+    fn load_u16(&self, offset: usize) -> u16 {
+        u16::from_ne_bytes(self.load(offset))
+    }
+}
+
+impl IndexStore for FileStore<'_> {
+    fn store_u32(&mut self, offset: usize, value: u32) {
+        self.put(offset, &value.to_ne_bytes());
+    }
+
+    fn store_u16(&mut self, offset: usize, value: u16) {
+        self.put(offset, &value.to_ne_bytes());
+    }
+
+    fn zero(&mut self, range: Range<usize>) {
+        self.put(range.start, &vec![0; range.len()]);
+    }
+}
+
+/// A wal-index in memory whose changes are noted.
+struct ImageStore<'a> {
+    image: &'a mut Vec<u8>,
+    stores: Stores,
+}
+
+impl ImageStore<'_> {
+    fn put(&mut self, offset: usize, bytes: &[u8]) {
+        let end = offset + bytes.len();
+        if self.image.len() < end {
+            self.image.resize(end.next_multiple_of(BLOCK_SIZE), 0);
+        }
+        self.image[offset..end].copy_from_slice(bytes);
+        self.stores.push((offset as u64, bytes.to_vec()));
+    }
+}
+
+impl IndexWords for ImageStore<'_> {
+    fn load_u32(&self, offset: usize) -> u32 {
+        self.image.as_slice().load_u32(offset)
+    }
+
+    fn load_u16(&self, offset: usize) -> u16 {
+        self.image.as_slice().load_u16(offset)
+    }
+}
+
+impl IndexStore for ImageStore<'_> {
+    fn store_u32(&mut self, offset: usize, value: u32) {
+        self.put(offset, &value.to_ne_bytes());
+    }
+
+    fn store_u16(&mut self, offset: usize, value: u16) {
+        self.put(offset, &value.to_ne_bytes());
+    }
+
+    fn zero(&mut self, range: Range<usize>) {
+        self.put(range.start, &vec![0; range.len()]);
+    }
+}
+
+/// What clients of mode D should find in the wal-index.
+#[derive(Debug, Default)]
+pub(crate) struct IndexImage {
+    bytes: Vec<u8>,
+    /// Frames that have an entry.
+    frames: u32,
+}
+
+impl crate::capture::wal::Wal {
+    fn frames_after(&self, indexed: u32) -> Vec<(u32, Pgno)> {
+        let order = self.order().iter().enumerate().skip(indexed as usize);
+        order
+            .filter_map(|(at, pgno)| Some((at as u32 + 1, Pgno::new(*pgno)?)))
+            .collect()
+    }
+}

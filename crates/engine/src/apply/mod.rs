@@ -1,0 +1,291 @@
+//! Apply: the last link of a transaction's life. A record from the primary becomes what clients of this node read.
+//!
+//! A record is received first: verified as a whole and appended to the log. Then it is applied, at once if no client's
+//! lock is in the way, else by a worker of the database, so that one busy database delays no other and not even its own
+//! reception. Applying can be repeated and may be interrupted anywhere: a start compares the files with the log.
+//!
+//! * [`wal`]: appends frames and publishes them in the wal-index, as a SQLite writer would. Readers are not disturbed.
+//! * [`exclusive`]: writes the main file under SQLite's exclusive lock: rollback mode, other page sizes.
+
+pub(crate) mod checkpoint;
+mod exclusive;
+mod index;
+mod lock;
+mod pages;
+mod wal;
+
+pub(crate) use index::IndexImage;
+pub(crate) use lock::WriterLock;
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ltx::{Pos, Txid};
+use parking_lot::Mutex;
+use sqlite_format::header::JournalMode;
+use sqlite_format::wal_index::lock as wal_lock;
+
+use crate::database::Database;
+use crate::database::backing::Content;
+use crate::database::state::State;
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::log::{Origin, Record, RecordMeta};
+use crate::name::Side;
+
+/// How long a receiver waits for locks before it leaves the record to the worker.
+const INLINE: Duration = Duration::from_millis(2);
+/// First and longest pause between two attempts.
+const RETRY: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(20));
+/// How long the worker tries before it looks whether the store is closed.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// Records that are received and not applied yet.
+#[derive(Debug, Default)]
+pub(crate) struct Backlog {
+    /// One thread applies at a time.
+    applying: Mutex<()>,
+    /// Records are received one after the other.
+    receiving: Mutex<()>,
+    worker: AtomicBool,
+}
+
+/// How a record is brought into the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Method {
+    Wal,
+    Exclusive,
+    Remove,
+}
+
+impl Database {
+    /// Verifies and appends a record from the primary, and applies it if nobody is in the way.
+    ///
+    /// # Errors
+    /// [`Error::PositionMismatch`] if the record does not follow the log and is no snapshot, [`Error::Ltx`] and
+    /// [`Error::Log`] for damaged records; nothing is changed then.
+    pub(crate) fn receive(self: &Arc<Self>, source: &mut dyn Read) -> Result<Pos> {
+        let _turn = self.backlog.receiving.lock();
+        let mut head = [0; ltx::HEADER_SIZE];
+        source
+            .read_exact(&mut head)
+            .map_err(Error::io("stream.read", "record header"))?;
+        let header = ltx::Header::parse(&head).map_err(|e| Error::Ltx(e.into()))?;
+        let have = self.received();
+        if !header.follows(have) {
+            return Err(Error::PositionMismatch {
+                db: self.name.clone(),
+                have,
+                wanted: header.pre_apply_pos(),
+            });
+        }
+        let resets = header.is_snapshot() && !have.is_zero();
+        let meta = RecordMeta::new(if header.is_snapshot() {
+            Origin::Snapshot
+        } else {
+            Origin::Applied
+        });
+        if resets {
+            // The table is of the old history; a start must not take it for the new one.
+            self.state.lock().table.invalidate()?;
+        }
+        let mut whole = (&head[..]).chain(source);
+        let mut appender = self.log.appender()?;
+        let info = match resets {
+            true => appender.receive_reset(meta, &mut whole)?,
+            false => appender.receive(meta, &mut whole)?,
+        };
+        appender.flush()?;
+        drop(appender);
+        self.shared.events.publish(&Event::Received {
+            db: self.name.clone(),
+            txid: info.max,
+        });
+        self.apply_soon();
+        Ok(info.pos())
+    }
+
+    /// Applies at once, or has the worker do it.
+    fn apply_soon(self: &Arc<Self>) {
+        if self.backlog.worker.load(Ordering::Acquire) {
+            return;
+        }
+        match self.apply_pending(Instant::now() + INLINE) {
+            Ok(()) => return,
+            Err(Error::Busy { .. }) => {}
+            Err(error) => tracing::error!(db = %self.name, %error, "cannot apply, trying again"),
+        }
+        self.start_worker();
+    }
+
+    /// Applies what was received, until done or the deadline.
+    pub(crate) fn apply_pending(&self, deadline: Instant) -> Result<()> {
+        let _turn = self.backlog.applying.lock();
+        while let Some(record) = self.next_record()? {
+            let mut pause = RETRY.0;
+            loop {
+                match self.apply(&record) {
+                    Ok(()) => break,
+                    Err(Error::Busy { .. }) if Instant::now() < deadline => {
+                        std::thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
+                        pause = (pause * 2).min(RETRY.1);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The record that follows what clients read, or the snapshot that replaces it.
+    fn next_record(&self) -> Result<Option<Record>> {
+        let pos = self.state.lock().pos;
+        let Some(tail) = self.log.tail() else {
+            return Ok(None);
+        };
+        if tail.pos() == pos {
+            return Ok(None);
+        }
+        let next = pos.txid.next().unwrap_or(Txid::MAX);
+        if let Some(record) = self.log.find(next)?
+            && record.info.min == next
+            && (record.info.pre == pos.post_apply || pos.is_zero())
+        {
+            return Ok(Some(record));
+        }
+        let Some(first) = self.log.first_txid() else {
+            return Ok(None);
+        };
+        match self.log.find(first)? {
+            Some(record) if record.info.is_snapshot() => Ok(Some(record)),
+            Some(_) | None => Err(self.corrupt(format!("the log has no way from {pos} to {}", tail.pos()))),
+        }
+    }
+
+    /// Applies on a thread of its own until nothing is left.
+    fn start_worker(self: &Arc<Self>) {
+        if self.backlog.worker.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let db = self.clone();
+        let spawned = std::thread::Builder::new()
+            .name("litefs-apply".to_owned())
+            .spawn(move || db.work());
+        if let Err(error) = spawned {
+            tracing::error!(db = %self.name, %error, "cannot start a thread to apply records");
+            self.backlog.worker.store(false, Ordering::Release);
+        }
+    }
+
+    fn work(&self) {
+        while !self.shared.is_closed() {
+            match self.apply_pending(Instant::now() + PATIENCE) {
+                Ok(()) => {
+                    self.backlog.worker.store(false, Ordering::Release);
+                    // A record received just before the flag fell is nobody else's.
+                    if self.position() == self.received() || self.backlog.worker.swap(true, Ordering::AcqRel)
+                    {
+                        return;
+                    }
+                }
+                Err(Error::Busy { .. }) => {}
+                Err(error) => {
+                    tracing::error!(db = %self.name, %error, "cannot apply, trying again");
+                    std::thread::sleep(PATIENCE);
+                }
+            }
+        }
+        self.backlog.worker.store(false, Ordering::Release);
+    }
+
+    fn apply(&self, record: &Record) -> Result<()> {
+        match self.method(record)? {
+            Method::Wal => self.apply_wal(record)?,
+            Method::Exclusive => self.apply_exclusive(record)?,
+            Method::Remove => self.apply_removal(record)?,
+        }
+        let state = self.state.lock();
+        self.publish(&state);
+        self.tell(&state);
+        Ok(())
+    }
+
+    /// Where the local clients look: in the WAL if there is one in use, else in the main file.
+    fn method(&self, record: &Record) -> Result<Method> {
+        if record.info.commit == 0 {
+            return Ok(Method::Remove);
+        }
+        let mut state = self.state.lock();
+        if state
+            .page_size()
+            .is_none_or(|page_size| page_size != record.info.page_size)
+        {
+            return Ok(Method::Exclusive);
+        }
+        if state.wal.frames() > 0 {
+            return Ok(Method::Wal);
+        }
+        let in_wal_mode = match state.backing.content()? {
+            Content::Database { header, .. } => header.journal_mode() == JournalMode::Wal,
+            Content::Empty | Content::Foreign(_) => return Ok(Method::Exclusive),
+        };
+        if in_wal_mode {
+            return Ok(Method::Wal);
+        }
+        // Connections that opened the database in WAL mode stay in it, whatever the header says by now.
+        let wal_exists = state.backing.get(Side::Wal)?.is_some();
+        drop(state);
+        let connected = wal_exists && self.locks()?.locked(Side::Shm, wal_lock::DMS).unwrap_or(false);
+        Ok(if connected { Method::Wal } else { Method::Exclusive })
+    }
+
+    /// The database was dropped on the primary.
+    fn apply_removal(&self, record: &Record) -> Result<()> {
+        {
+            let mut state = self.state.lock();
+            for side in Side::ALL {
+                state.backing.remove(side)?;
+            }
+            state.wal.reset();
+            state.wal.present = false;
+            state.table.truncate(0);
+            state.applied(record);
+        }
+        self.forget_locks();
+        let kernel = self.shared.kernel();
+        for side in Side::ALL {
+            kernel.invalidate_entry(&self.name, side);
+        }
+        Ok(())
+    }
+
+    fn busy(&self, lock: &'static str) -> Error {
+        Error::Busy {
+            db: self.name.clone(),
+            lock,
+        }
+    }
+
+    /// The table must say what the record promises; if it does not, this node has something else than the primary.
+    fn check_rolling(&self, state: &mut State) -> Result<()> {
+        if state.table.rolling() == state.pos.post_apply {
+            return Ok(());
+        }
+        let (txid, have, want) = (state.pos.txid, state.table.rolling(), state.pos.post_apply);
+        let reason = format!("after transaction {txid} the checksum is {have} instead of {want}");
+        self.quarantine(state, reason.clone());
+        Err(self.corrupt(reason))
+    }
+}
+
+impl State {
+    /// The files hold what the record says.
+    fn applied(&mut self, record: &Record) {
+        self.pos = record.info.pos();
+        self.commit = record.info.commit;
+        self.timestamp_ms = record.info.timestamp_ms;
+        self.set_cursor();
+    }
+}

@@ -1,0 +1,306 @@
+//! Apply in WAL mode: the record's pages are appended to the WAL and published in the wal-index, under the lock that
+//! SQLite's writers take. Open read transactions neither see it nor delay it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use ltx::Checksum;
+use sqlite_format::locks::{PENDING_BYTE, SHARED_FIRST, SHARED_SIZE};
+use sqlite_format::wal::{FrameHeader, WalHeader, WalPosition, frame_offset};
+use sqlite_format::wal_index::{CkptInfo, IndexHeader, READ_MARK_UNUSED, lock};
+use sqlite_format::{PageSize, Pgno};
+
+use super::pages::{ChangedPage, ChangedPages};
+use crate::capture::read_index;
+use crate::capture::wal::read_header;
+use crate::database::Database;
+use crate::database::backing::read_full;
+use crate::database::state::State;
+use crate::error::{Error, Result};
+use crate::kernel::{Coherence, Kernel, LockFiles};
+use crate::log::Record;
+use crate::name::Side;
+
+/// Bytes gathered before they are written.
+const GATHER: usize = 1 << 20;
+/// Frames after which the WAL is checkpointed, as SQLite's default.
+const CHECKPOINT_FRAMES: u32 = 1000;
+
+/// The locks of a connection that writes: SHARED on the main file, which keeps a closing client from removing the WAL,
+/// and WAL_WRITE.
+pub(crate) struct Writer {
+    locks: Arc<dyn LockFiles>,
+    /// WAL_WRITE was held before, to keep clients from writing.
+    fenced: bool,
+}
+
+impl Writer {
+    pub(crate) fn take(db: &Database) -> Result<Writer> {
+        let locks = db.locks()?;
+        let path = db.name.file(Side::Shm);
+        let try_lock = |side, start, len, exclusive| {
+            locks
+                .try_lock(side, start, len, exclusive)
+                .map_err(Error::io("wal.lock", &path))
+        };
+        if !try_lock(Side::Database, PENDING_BYTE, 1, false)? {
+            return Err(db.busy("PENDING"));
+        }
+        let shared = try_lock(Side::Database, SHARED_FIRST, SHARED_SIZE, false);
+        locks
+            .unlock(Side::Database, PENDING_BYTE, 1)
+            .map_err(Error::io("wal.unlock", &path))?;
+        if !shared? {
+            return Err(db.busy("EXCLUSIVE"));
+        }
+        let writer = Writer {
+            locks: locks.clone(),
+            fenced: db.is_fenced(),
+        };
+        if !try_lock(Side::Shm, lock::WRITE, 1, true)? {
+            return Err(db.busy("WAL_WRITE"));
+        }
+        Ok(writer)
+    }
+
+    /// Whether no reader uses the WAL: with all its frames in the main file, it can start over.
+    fn lock_out_readers(&self) -> io::Result<bool> {
+        self.locks
+            .try_lock(Side::Shm, lock::read(1), (lock::READ_COUNT - 1) as u64, true)
+    }
+
+    fn let_readers_in(&self) -> io::Result<()> {
+        self.locks
+            .unlock(Side::Shm, lock::read(1), (lock::READ_COUNT - 1) as u64)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let wal = if self.fenced {
+            Ok(())
+        } else {
+            self.locks.unlock(Side::Shm, lock::WRITE, 1)
+        };
+        let main = self.locks.unlock(Side::Database, SHARED_FIRST, SHARED_SIZE);
+        if let Err(error) = wal.and(main) {
+            tracing::error!(%error, "cannot release a lock on the mount");
+        }
+    }
+}
+
+/// Frames that were appended and wait to be published.
+pub(super) struct Appended {
+    pub(super) first: u32,
+    pub(super) pages: Vec<(Pgno, Checksum)>,
+    pub(super) end: WalPosition,
+}
+
+impl Database {
+    pub(super) fn apply_wal(&self, record: &Record) -> Result<()> {
+        let writer = Writer::take(self)?;
+        let kernel = self.shared.kernel();
+        let index = self.find_end(&writer, &*kernel)?;
+        let appended = self.append_frames(record, &*kernel)?;
+        let mut state = self.state.lock();
+        let frames = (appended.first..)
+            .zip(&appended.pages)
+            .map(|(frame, (pgno, _))| (*pgno, frame));
+        let frames: Vec<_> = frames.collect();
+        state.wal.note_order(&frames);
+        state.wal.advance(frames, appended.end);
+        let stores = self.publish_frames(&mut state, &*kernel, index, &appended, record.info.commit)?;
+        state.table.truncate(record.info.commit);
+        for (pgno, checksum) in &appended.pages {
+            state.table.set(*pgno, *checksum);
+        }
+        state.applied(record);
+        self.check_rolling(&mut state)?;
+        if state.wal.frames() >= CHECKPOINT_FRAMES {
+            self.shared.checkpointer.request(&self.name);
+        }
+        drop(state);
+        for (offset, bytes) in stores {
+            kernel.store(&self.name, Side::Shm, offset, &bytes);
+        }
+        drop(writer);
+        Ok(())
+    }
+
+    /// Makes sure that the state knows where the WAL ends, and starts it over where that is possible. Returns the
+    /// wal-index header that clients use, if it can be seen.
+    fn find_end(&self, writer: &Writer, kernel: &dyn Kernel) -> Result<Option<IndexHeader>> {
+        let mut state = self.state.lock();
+        let wal = state.backing.get_or_create(Side::Wal)?;
+        state.wal.present = true;
+        let index = match (kernel.coherence(), state.backing.get(Side::Shm)?) {
+            (Coherence::Passthrough, Some(shm)) => {
+                read_index(&shm).map_err(Error::io("shm.read", state.backing.path(Side::Shm)))?
+            }
+            (Coherence::Passthrough | Coherence::Intercepted, _) => None,
+        };
+        match &index {
+            Some(header) if header.max_frame > 0 => {
+                let known = state
+                    .wal
+                    .header
+                    .as_ref()
+                    .is_some_and(|wal| wal.salt == header.salt)
+                    && state.wal.frames() == header.max_frame;
+                if !known {
+                    let end = WalPosition {
+                        frames: header.max_frame,
+                        checksum: header.frame_checksum,
+                    };
+                    self.map_wal(&mut state, &wal, Some(end))?;
+                }
+                self.start_over(&mut state, writer, &wal)?;
+            }
+            Some(header) => {
+                let sequence = read_header(&wal)?.map_or(0, |wal| wal.checkpoint_seq.wrapping_add(1));
+                self.begin_generation(&mut state, &wal, sequence, header.salt)?;
+            }
+            None if state.wal.header.is_none() => self.map_wal(&mut state, &wal, None)?,
+            None => {}
+        }
+        if state.wal.header.is_none() {
+            self.begin_generation(&mut state, &wal, 0, rand::random())?;
+        }
+        Ok(index)
+    }
+
+    /// If all frames are in the main file and no reader needs them, the next frame is the first again.
+    fn start_over(&self, state: &mut State, writer: &Writer, wal: &File) -> Result<()> {
+        let path = state.backing.path(Side::Shm).to_owned();
+        let (Some(shm), Some(header)) = (state.backing.get(Side::Shm)?, state.wal.header.clone()) else {
+            return Ok(());
+        };
+        let mut block = [0; CkptInfo::BACKFILL + CkptInfo::SIZE];
+        read_full(&shm, &mut block, 0).map_err(Error::io("shm.read", &path))?;
+        let Ok(info) = CkptInfo::parse(&block) else {
+            return Ok(());
+        };
+        if info.backfill < state.wal.frames()
+            || !writer.lock_out_readers().map_err(Error::io("shm.lock", &path))?
+        {
+            return Ok(());
+        }
+        let restarted = header.restarted(rand::random());
+        let outcome = self
+            .begin_generation(state, wal, restarted.checkpoint_seq, restarted.salt)
+            .and_then(|()| reset_read_marks(&shm).map_err(Error::io("shm.write", &path)));
+        writer.let_readers_in().map_err(Error::io("shm.unlock", &path))?;
+        outcome
+    }
+
+    fn begin_generation(&self, state: &mut State, wal: &File, sequence: u32, salt: [u32; 2]) -> Result<()> {
+        let page_size = state
+            .page_size()
+            .ok_or_else(|| self.corrupt("no page size is known"))?;
+        let header = WalHeader::new(page_size, sequence, salt);
+        wal.write_all_at(&header.encode(), 0)
+            .map_err(Error::io("wal.write", state.backing.path(Side::Wal)))?;
+        state.wal.begin(header);
+        Ok(())
+    }
+
+    /// Appends the record's pages behind the last frame. Nobody sees them before they are published.
+    fn append_frames(&self, record: &Record, kernel: &dyn Kernel) -> Result<Appended> {
+        let mut state = self.state.lock();
+        let (Some(header), Some(at)) = (state.wal.header.clone(), state.wal.at) else {
+            return Err(self.corrupt("the WAL has no header"));
+        };
+        let wal = state.backing.get_or_create(Side::Wal)?;
+        let path = state.backing.path(Side::Wal).to_owned();
+        let mut pages = ChangedPages::new(record)?;
+        let mut next = pages.next(&state.table)?;
+        if next.is_none() {
+            // Only the size changes, or nothing that is not there already: a frame must carry it, page 1 as it is.
+            next = Some(first_page(&mut state, header.page_size)?);
+        }
+        let mut appended = Appended {
+            first: at.frames + 1,
+            pages: Vec::new(),
+            end: at,
+        };
+        let mut gathered = Gathered::new(frame_offset(at.frames + 1, header.page_size));
+        if at.frames == 0 {
+            // A new generation's header is new to the kernel's cache as well.
+            gathered.written.push((0, header.encode().to_vec()));
+        }
+        let mut chain = at.checksum;
+        while let Some(page) = next {
+            next = pages.next(&state.table)?;
+            let commit = if next.is_none() { record.info.commit } else { 0 };
+            let frame = FrameHeader::seal(&header, &mut chain, page.pgno, commit, &page.data);
+            gathered.bytes.extend_from_slice(&frame.encode());
+            gathered.bytes.extend_from_slice(&page.data);
+            appended.pages.push((page.pgno, page.checksum));
+            appended.end = WalPosition {
+                frames: appended.end.frames + 1,
+                checksum: chain,
+            };
+            if gathered.bytes.len() >= GATHER {
+                gathered.write(&wal).map_err(Error::io("wal.write", &path))?;
+            }
+        }
+        gathered.write(&wal).map_err(Error::io("wal.write", &path))?;
+        drop(state);
+        for (offset, bytes) in gathered.written {
+            kernel.store(&self.name, Side::Wal, offset, &bytes);
+        }
+        Ok(appended)
+    }
+}
+
+fn first_page(state: &mut State, page_size: PageSize) -> Result<ChangedPage> {
+    let mut data = vec![0; page_size.bytes()];
+    state.read_page(Pgno::FIRST, page_size, &mut data)?;
+    let checksum = ltx::page_checksum(Pgno::FIRST, &data);
+    Ok(ChangedPage {
+        pgno: Pgno::FIRST,
+        checksum,
+        data,
+    })
+}
+
+/// No reader uses a frame: what SQLite stores when a WAL starts over.
+fn reset_read_marks(shm: &File) -> io::Result<()> {
+    shm.write_all_at(&0u32.to_ne_bytes(), CkptInfo::BACKFILL as u64)?;
+    shm.write_all_at(&0u32.to_ne_bytes(), CkptInfo::BACKFILL_ATTEMPTED as u64)?;
+    for mark in 1..lock::READ_COUNT {
+        let value = if mark == 1 { 0 } else { READ_MARK_UNUSED };
+        shm.write_all_at(&value.to_ne_bytes(), CkptInfo::read_mark_offset(mark) as u64)?;
+    }
+    Ok(())
+}
+
+/// Bytes on their way into the WAL file, and from there into the kernel's cache.
+struct Gathered {
+    offset: u64,
+    bytes: Vec<u8>,
+    written: Vec<(u64, Vec<u8>)>,
+}
+
+impl Gathered {
+    fn new(offset: u64) -> Gathered {
+        Gathered {
+            offset,
+            bytes: Vec::new(),
+            written: Vec::new(),
+        }
+    }
+
+    fn write(&mut self, wal: &File) -> io::Result<()> {
+        if !self.bytes.is_empty() {
+            wal.write_all_at(&self.bytes, self.offset)?;
+            let bytes = std::mem::take(&mut self.bytes);
+            let end = self.offset + bytes.len() as u64;
+            self.written
+                .push((std::mem::replace(&mut self.offset, end), bytes));
+        }
+        Ok(())
+    }
+}

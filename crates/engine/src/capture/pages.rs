@@ -1,0 +1,134 @@
+//! Capture of rollback-mode commits: the pages that were written to the main file are compared with the table.
+//!
+//! When to look is decided by the callers: at the end of a journal, or when no transaction is under way. What is found
+//! then is a consistent database, because every write of the main file comes through the daemon and waits for the mutex
+//! that is held here.
+
+use sqlite_format::{PageSize, Pgno};
+
+use super::wal::Until;
+use crate::commit::{Draft, Source};
+use crate::database::Database;
+use crate::database::backing::Content;
+use crate::database::scratch::Dirty;
+use crate::database::state::State;
+use crate::error::Result;
+use crate::event::Event;
+use crate::log::Appender;
+
+impl Database {
+    /// Turns what was written to the main file since the last time into a transaction.
+    pub(crate) fn capture_pages(&self, state: &mut State, journal_nonce: u32) -> Result<()> {
+        if state.scratch.dirty().is_clean() {
+            return Ok(());
+        }
+        self.capture_wal(state, Until::Index)?;
+        let mut appender = self.log.appender()?;
+        let drafted = self.draft_pages(state, &mut appender, journal_nonce)?;
+        if drafted {
+            state.scratch.settle();
+            self.flush(state, appender)?;
+            self.resume(state);
+        }
+        Ok(())
+    }
+
+    /// Returns whether the main file could be compared.
+    fn draft_pages(
+        &self,
+        state: &mut State,
+        appender: &mut Appender<'_>,
+        journal_nonce: u32,
+    ) -> Result<bool> {
+        let source = Source::Pages { journal_nonce };
+        match state.backing.content()? {
+            Content::Empty => {
+                if let Some(page_size) = state.page_size() {
+                    Draft::new(self, appender, state, page_size, 0, source)?.finish(state)?;
+                }
+            }
+            Content::Foreign(reason) => {
+                if state.pos.is_zero() {
+                    state.scratch.settle();
+                } else {
+                    self.quarantine(
+                        state,
+                        format!("the file is no SQLite database any more: {reason}"),
+                    );
+                    state.scratch.mark_all();
+                }
+                return Ok(false);
+            }
+            Content::Database { header, pages } => {
+                self.draft_dirty(state, appender, header.page_size, pages, source)?;
+            }
+        }
+        Ok(true)
+    }
+
+    fn draft_dirty(
+        &self,
+        state: &mut State,
+        appender: &mut Appender<'_>,
+        page_size: PageSize,
+        file_pages: u32,
+        source: Source,
+    ) -> Result<()> {
+        // With frames in the WAL, they say how large the database is; the file follows at the next checkpoint.
+        let commit = if state.wal_page_size() == Some(page_size) {
+            state.commit
+        } else {
+            file_pages
+        };
+        let mut draft = Draft::new(self, appender, state, page_size, commit, source)?;
+        let mut buf = std::mem::take(&mut state.spare);
+        buf.resize(page_size.bytes(), 0);
+        let everything = state.page_size() != Some(page_size) || *state.scratch.dirty() == Dirty::All;
+        let candidates: Vec<Pgno> = match state.scratch.dirty() {
+            Dirty::Pages(pages) if !everything => {
+                let mut candidates: Vec<Pgno> = pages.iter().filter_map(|page| Pgno::new(*page)).collect();
+                candidates.extend(draft.grown());
+                candidates.sort_unstable();
+                candidates.dedup();
+                candidates
+            }
+            Dirty::Pages(_) | Dirty::All => Pgno::up_to(commit).collect(),
+        };
+        let mut outcome = Ok(());
+        for pgno in candidates {
+            if draft.wants(pgno) {
+                outcome = state
+                    .read_page(pgno, page_size, &mut buf)
+                    .and_then(|()| draft.page(state, pgno, &buf));
+            }
+            if outcome.is_err() {
+                break;
+            }
+        }
+        state.spare = buf;
+        outcome?;
+        draft.finish(state)?;
+        Ok(())
+    }
+
+    /// Suspends replication of the database; clients go on.
+    pub(crate) fn quarantine(&self, state: &mut State, reason: String) {
+        if state.quarantine.is_none() {
+            tracing::warn!(db = %self.name, reason, "database is not replicated any more");
+            self.shared.events.publish(&Event::Quarantined {
+                db: self.name.clone(),
+                reason: reason.clone(),
+            });
+        }
+        state.quarantine = Some(reason);
+    }
+
+    fn resume(&self, state: &mut State) {
+        if state.quarantine.take().is_some() {
+            tracing::info!(db = %self.name, "database is replicated again");
+            self.shared.events.publish(&Event::Resumed {
+                db: self.name.clone(),
+            });
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! Capture of WAL commits: frames that became committed since the last time are turned into transactions.
+//!
+//! Committed is what the wal-index publishes (`mxFrame`), or, where there is no coherent wal-index, what the chain of
+//! salts and checksums proves. A WAL starts over only after all its pages were written to the main file, and every such
+//! write captures first, so no frame is overwritten before it was captured.
+
+use std::collections::HashMap;
+use std::fs::File;
+
+use sqlite_format::wal::{
+    FRAME_HEADER_SIZE, FrameHeader, FrameScanner, WAL_HEADER_SIZE, WalHeader, WalPosition, frame_offset,
+    frame_size,
+};
+use sqlite_format::{PageSize, Pgno};
+
+use super::index::read_index;
+use super::window::Window;
+use ltx::WalRange;
+
+use crate::apply::IndexImage;
+use crate::commit::{Draft, Source};
+use crate::database::backing::read_full;
+use crate::database::scratch::Cursor;
+use crate::database::{Database, state::State};
+use crate::error::{Error, Result};
+use crate::kernel::Coherence;
+use crate::log::Appender;
+use crate::name::Side;
+
+/// What is known of the WAL of a database.
+#[derive(Debug, Default)]
+pub(crate) struct Wal {
+    /// The file may exist.
+    pub(crate) present: bool,
+    /// Header of the current generation, once a frame of it was seen.
+    pub(crate) header: Option<WalHeader>,
+    /// Frames of this generation that are in the log.
+    pub(crate) at: Option<WalPosition>,
+    /// Newest of those frames for each page.
+    pages: HashMap<u32, u32>,
+    /// Page of every frame, in order.
+    order: Vec<u32>,
+    /// The wal-index that clients of mode D should see.
+    pub(crate) image: IndexImage,
+    /// Counts what was published in the wal-index.
+    change: u32,
+    window: Window,
+}
+
+/// Which frames count as committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// Those that the wal-index publishes; the chain where there is no index.
+    Index,
+    /// All up to the last commit frame of the chain: they are durable, or their writer is gone.
+    Chain,
+}
+
+/// One transaction's frames.
+struct Group {
+    first: u32,
+    commit: u32,
+    end: WalPosition,
+    frames: Vec<(Pgno, u32)>,
+}
+
+impl Wal {
+    /// Where the newest captured version of a page is in the WAL file.
+    pub(crate) fn page_offset(&self, pgno: Pgno) -> Option<u64> {
+        let frame = *self.pages.get(&pgno.get())?;
+        let page_size = self.header.as_ref()?.page_size;
+        Some(frame_offset(frame, page_size) + FRAME_HEADER_SIZE as u64)
+    }
+
+    /// The page has a captured version in the WAL, which hides the one in the main file.
+    pub(crate) fn holds(&self, pgno: Pgno) -> bool {
+        self.pages.contains_key(&pgno.get())
+    }
+
+    /// Captured frames of the current generation.
+    pub(crate) fn frames(&self) -> u32 {
+        self.at.map_or(0, |at| at.frames)
+    }
+
+    /// Pages with a captured version in the WAL.
+    pub(crate) fn held_pages(&self) -> impl Iterator<Item = u32> + '_ {
+        self.pages.keys().copied()
+    }
+
+    /// Nothing of the WAL counts any more: it was truncated, removed or started over.
+    pub(crate) fn reset(&mut self) {
+        self.header = None;
+        self.at = None;
+        self.pages.clear();
+        self.order.clear();
+        self.image = IndexImage::default();
+    }
+
+    /// A new generation begins.
+    pub(crate) fn begin(&mut self, header: WalHeader) {
+        self.reset();
+        self.at = Some(WalPosition {
+            frames: 0,
+            checksum: header.checksum,
+        });
+        self.header = Some(header);
+    }
+
+    /// Page of every frame, in order.
+    pub(crate) fn order(&self) -> &[u32] {
+        &self.order
+    }
+
+    /// Notes the pages of frames that follow the ones before, in the order of the file.
+    pub(crate) fn note_order(&mut self, frames: &[(Pgno, u32)]) {
+        self.order.extend(frames.iter().map(|(pgno, _)| pgno.get()));
+    }
+
+    /// Change counter for the next header of the wal-index; it differs from that of the last one, and from the one that
+    /// clients see if it is known.
+    pub(crate) fn next_change(&mut self, seen: Option<u32>) -> u32 {
+        self.change = seen.unwrap_or(self.change).wrapping_add(1);
+        self.change
+    }
+
+    /// Frames were captured or applied.
+    pub(crate) fn advance(&mut self, frames: impl IntoIterator<Item = (Pgno, u32)>, end: WalPosition) {
+        self.pages
+            .extend(frames.into_iter().map(|(pgno, frame)| (pgno.get(), frame)));
+        self.at = Some(end);
+    }
+
+    /// Enters committed frames without capturing them: all up to `until`, or as far as the chain goes.
+    pub(crate) fn map(&mut self, file: &File, until: Option<WalPosition>) -> Result<()> {
+        self.window.clear();
+        let limit = until.map(|until| until.frames);
+        while let Some(mut group) = self.next_group(file, limit)? {
+            self.note_order(&group.frames);
+            let frames = newest(&mut group.frames);
+            self.advance(frames, group.end);
+        }
+        Ok(())
+    }
+
+    /// The next whole transaction after what was captured. With `limit`, frames up to it are known to be committed;
+    /// without, each must continue the chain.
+    fn next_group(&mut self, file: &File, limit: Option<u32>) -> Result<Option<Group>> {
+        let (Some(header), Some(mut end)) = (self.header.clone(), self.at) else {
+            return Ok(None);
+        };
+        let mut scanner = FrameScanner::resume(header.clone(), end, 0);
+        let first = end.frames + 1;
+        let mut frames = Vec::new();
+        loop {
+            let number = end.frames + 1;
+            if limit.is_some_and(|limit| number > limit) {
+                return Ok(None);
+            }
+            let read = self.window.frame(file, header.page_size, number, limit);
+            let Some(bytes) = read.map_err(Error::io("wal.read", "-wal"))? else {
+                return Ok(None);
+            };
+            let (pgno, commit) = match limit {
+                Some(_) => {
+                    let frame = match FrameHeader::parse(bytes) {
+                        Ok(frame) if frame.salt == header.salt => frame,
+                        Ok(_) | Err(_) => return Ok(None),
+                    };
+                    end = WalPosition {
+                        frames: number,
+                        checksum: frame.checksum,
+                    };
+                    (frame.pgno, frame.commit)
+                }
+                None => {
+                    let Ok(frame) = scanner.next(bytes) else {
+                        return Ok(None);
+                    };
+                    let found = (frame.pgno, frame.commit.unwrap_or(0));
+                    end = scanner.position();
+                    found
+                }
+            };
+            frames.push((pgno, number));
+            if commit > 0 {
+                return Ok(Some(Group {
+                    first,
+                    commit,
+                    end,
+                    frames,
+                }));
+            }
+        }
+    }
+
+    /// Whether the file holds a frame of this generation after the captured ones: its transaction is not finished, or
+    /// not published yet.
+    fn more_follows(&mut self, file: &File) -> bool {
+        let (Some(header), Some(at)) = (&self.header, self.at) else {
+            return false;
+        };
+        let mut bytes = [0; FRAME_HEADER_SIZE];
+        let offset = frame_offset(at.frames + 1, header.page_size);
+        let read = read_full(file, &mut bytes, offset).unwrap_or(0);
+        FrameHeader::parse(&bytes[..read]).is_ok_and(|frame| frame.salt == header.salt)
+    }
+}
+
+/// Header of a WAL file; `None` if SQLite would take the file for empty.
+pub(crate) fn read_header(file: &File) -> Result<Option<WalHeader>> {
+    let mut bytes = [0; WAL_HEADER_SIZE];
+    let read = read_full(file, &mut bytes, 0).map_err(Error::io("wal.read", "-wal"))?;
+    Ok(WalHeader::parse(&bytes[..read]).ok())
+}
+
+impl Database {
+    /// Turns committed frames into transactions. Returns whether the WAL holds frames that may become committed soon
+    /// without any further sign.
+    pub(crate) fn capture_wal(&self, state: &mut State, until: Until) -> Result<bool> {
+        if !state.wal.present {
+            return Ok(false);
+        }
+        let Some(file) = state.backing.get(Side::Wal)? else {
+            state.wal.reset();
+            state.wal.present = false;
+            return Ok(false);
+        };
+        let limit = match self.committed_frames(state, &file, until)? {
+            Committed::Nothing => return Ok(false),
+            Committed::UpTo(limit) => Some(limit),
+            Committed::Chain => None,
+        };
+        state.wal.window.clear();
+        if let Some(group) = state.wal.next_group(&file, limit)? {
+            let mut appender = self.log.appender()?;
+            let captured = self.capture_groups(state, &mut appender, &file, group, limit);
+            // What was captured before a failure counts.
+            self.flush(state, appender)?;
+            captured?;
+        }
+        Ok(limit.is_some() && state.wal.more_follows(&file))
+    }
+
+    /// Finds out how far the WAL is committed, and notices a new generation.
+    fn committed_frames(&self, state: &mut State, file: &File, until: Until) -> Result<Committed> {
+        if until == Until::Index
+            && self.shared.kernel().coherence() == Coherence::Passthrough
+            && let Some(shm) = state.backing.get(Side::Shm)?
+            && let Some(index) =
+                read_index(&shm).map_err(Error::io("shm.read", state.backing.path(Side::Shm)))?
+            && self.index_is_live()
+        {
+            if index.max_frame == 0 {
+                return Ok(Committed::Nothing);
+            }
+            if state
+                .wal
+                .header
+                .as_ref()
+                .is_none_or(|header| header.salt != index.salt)
+            {
+                match read_header(file)? {
+                    Some(header) if header.salt == index.salt => state.wal.begin(header),
+                    Some(_) | None => return Ok(Committed::Nothing),
+                }
+            }
+            return Ok(Committed::UpTo(index.max_frame));
+        }
+        let Some(header) = read_header(file)? else {
+            return Ok(Committed::Nothing);
+        };
+        if state
+            .wal
+            .header
+            .as_ref()
+            .is_none_or(|known| known.salt != header.salt)
+        {
+            state.wal.begin(header);
+        }
+        Ok(Committed::Chain)
+    }
+
+    /// A wal-index that nobody is connected to may be left over from a crash, while a connection in EXCLUSIVE mode keeps
+    /// its index in its own memory.
+    fn index_is_live(&self) -> bool {
+        match self.cached_locks() {
+            Some(locks) => locks
+                .locked(Side::Shm, sqlite_format::wal_index::lock::DMS)
+                .unwrap_or(true),
+            None => true,
+        }
+    }
+
+    fn capture_groups(
+        &self,
+        state: &mut State,
+        appender: &mut Appender<'_>,
+        file: &File,
+        first: Group,
+        limit: Option<u32>,
+    ) -> Result<()> {
+        let mut next = Some(first);
+        while let Some(group) = next {
+            self.capture_group(state, appender, file, group)?;
+            next = state.wal.next_group(file, limit)?;
+        }
+        Ok(())
+    }
+
+    /// Turns one committed transaction into a record.
+    fn capture_group(
+        &self,
+        state: &mut State,
+        appender: &mut Appender<'_>,
+        file: &File,
+        mut group: Group,
+    ) -> Result<()> {
+        let page_size = match &state.wal.header {
+            Some(header) => header.page_size,
+            None => return Ok(()),
+        };
+        let source = Source::Wal(WalRange {
+            offset: frame_offset(group.first, page_size),
+            size: u64::from(group.end.frames + 1 - group.first) * frame_size(page_size) as u64,
+            salt: state.wal.header.as_ref().map_or([0; 2], |header| header.salt),
+        });
+        let order: Vec<u32> = group.frames.iter().map(|(pgno, _)| pgno.get()).collect();
+        let written = newest(&mut group.frames);
+        let mut draft = Draft::new(self, appender, state, page_size, group.commit, source)?;
+        let window = std::mem::take(&mut state.wal.window);
+        let mut spare = std::mem::take(&mut state.spare);
+        spare.resize(page_size.bytes(), 0);
+        let outcome = draft_group(state, file, &window, &written, &mut draft, &mut spare);
+        state.wal.window = window;
+        state.spare = spare;
+        outcome?;
+        draft.finish(state)?;
+        state.wal.order.extend(order);
+        state.wal.advance(written, group.end);
+        Ok(())
+    }
+}
+
+/// Takes in the written pages and, in between, those that the transaction added without writing them.
+fn draft_group(
+    state: &mut State,
+    file: &File,
+    window: &Window,
+    written: &[(Pgno, u32)],
+    draft: &mut Draft<'_, '_>,
+    spare: &mut [u8],
+) -> Result<()> {
+    let page_size = draft.page_size();
+    let mut grown = draft.grown().peekable();
+    for (pgno, frame) in written {
+        while let Some(hole) = grown.next_if(|hole| hole < pgno) {
+            state.read_page(hole, page_size, spare)?;
+            draft.page(state, hole, spare)?;
+        }
+        grown.next_if(|hole| hole == pgno);
+        if draft.wants(*pgno) {
+            let page = window
+                .page(file, page_size, *frame, spare)
+                .map_err(Error::io("wal.read", "-wal"))?;
+            draft.page(state, *pgno, page)?;
+        }
+    }
+    for hole in grown {
+        state.read_page(hole, page_size, spare)?;
+        draft.page(state, hole, spare)?;
+    }
+    Ok(())
+}
+
+enum Committed {
+    Nothing,
+    UpTo(u32),
+    Chain,
+}
+
+/// The newest frame of each page, in page order.
+fn newest(frames: &mut Vec<(Pgno, u32)>) -> Vec<(Pgno, u32)> {
+    if frames.len() > 1 {
+        frames.sort_unstable();
+        frames.reverse();
+        frames.dedup_by_key(|(pgno, _)| *pgno);
+        frames.reverse();
+    }
+    std::mem::take(frames)
+}
+
+impl State {
+    /// Notes in memory that survives the process how far the WAL is in the log.
+    pub(crate) fn set_cursor(&mut self) {
+        let cursor = match (&self.wal.header, self.wal.at) {
+            (Some(header), Some(at)) => Some(Cursor {
+                txid: self.pos.txid,
+                salt: header.salt,
+                at,
+            }),
+            (Some(_) | None, _) => None,
+        };
+        self.scratch.set_cursor(cursor);
+    }
+
+    /// The page size that the WAL is written with, if it holds captured frames.
+    pub(crate) fn wal_page_size(&self) -> Option<PageSize> {
+        self.wal
+            .header
+            .as_ref()
+            .filter(|_| self.wal.frames() > 0)
+            .map(|header| header.page_size)
+    }
+}

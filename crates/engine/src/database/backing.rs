@@ -1,0 +1,185 @@
+//! The backing files of one database, opened when needed and forgotten when clients replace them.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sqlite_format::header::{DatabaseHeader, HEADER_SIZE, HeaderError};
+
+use crate::error::{Error, Result};
+use crate::name::{DbName, Side};
+
+/// Opened backing files. A descriptor is dropped as soon as its name means another file.
+#[derive(Debug)]
+pub(crate) struct Backing {
+    paths: [PathBuf; 4],
+    open: [Option<Arc<File>>; 4],
+}
+
+/// What the first bytes of the main file say.
+#[derive(Debug)]
+pub(crate) enum Content {
+    /// No file, or no byte in it.
+    Empty,
+    /// A database of `pages` pages; a last page that is cut short counts.
+    Database { header: DatabaseHeader, pages: u32 },
+    /// Something else.
+    Foreign(HeaderError),
+}
+
+impl Backing {
+    pub(crate) fn new(root: &Path, name: &DbName) -> Backing {
+        Backing {
+            paths: Side::ALL.map(|side| name.file_in(root, side)),
+            open: Default::default(),
+        }
+    }
+
+    pub(crate) fn path(&self, side: Side) -> &Path {
+        &self.paths[side as usize]
+    }
+
+    /// Forgets the descriptor: the name is about to mean another file, or none.
+    pub(crate) fn forget(&mut self, side: Side) {
+        self.open[side as usize] = None;
+    }
+
+    /// The file if it exists, opened for reading and writing.
+    pub(crate) fn get(&mut self, side: Side) -> Result<Option<Arc<File>>> {
+        let slot = side as usize;
+        if let Some(file) = &self.open[slot]
+            && file
+                .metadata()
+                .map_err(Error::io("backing.stat", &self.paths[slot]))?
+                .nlink()
+                == 0
+        {
+            self.open[slot] = None;
+        }
+        if self.open[slot].is_none() {
+            match OpenOptions::new().read(true).write(true).open(&self.paths[slot]) {
+                Ok(file) if file.metadata().is_ok_and(|m| m.is_file()) => {
+                    self.open[slot] = Some(Arc::new(file))
+                }
+                Ok(_) => {}
+                Err(e)
+                    if matches!(
+                        e.raw_os_error(),
+                        Some(libc::ENOENT | libc::EISDIR | libc::ENOTDIR)
+                    ) => {}
+                Err(e) => return Err(Error::io("backing.open", &self.paths[slot])(e)),
+            }
+        }
+        Ok(self.open[slot].clone())
+    }
+
+    /// The file, created if it does not exist, with the main file's owner and mode as SQLite would give it.
+    pub(crate) fn get_or_create(&mut self, side: Side) -> Result<Arc<File>> {
+        if let Some(file) = self.get(side)? {
+            return Ok(file);
+        }
+        {
+            let path = &self.paths[side as usize];
+            if let Some(parent) = path.parent() {
+                std::fs::create_dir_all(parent).map_err(Error::io("backing.mkdir", parent))?;
+            }
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)
+                .map_err(Error::io("backing.create", path))?;
+            if side != Side::Database
+                && let Ok(main) = std::fs::metadata(&self.paths[Side::Database as usize])
+            {
+                inherit(&file, &main).map_err(Error::io("backing.chown", path))?;
+            }
+            let file = Arc::new(file);
+            self.open[side as usize] = Some(file.clone());
+            Ok(file)
+        }
+    }
+
+    /// Size of the file; 0 if there is none.
+    pub(crate) fn len(&mut self, side: Side) -> Result<u64> {
+        let path = self.path(side).to_owned();
+        match self.get(side)? {
+            Some(file) => Ok(file.metadata().map_err(Error::io("backing.stat", path))?.len()),
+            None => Ok(0),
+        }
+    }
+
+    /// Removes the file if it exists.
+    pub(crate) fn remove(&mut self, side: Side) -> Result<bool> {
+        self.forget(side);
+        match std::fs::remove_file(self.path(side)) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(Error::io("backing.unlink", self.path(side))(e)),
+        }
+    }
+
+    /// Reads as much of `buf` as the file has at `offset`, and fills the rest with zeros.
+    pub(crate) fn read_padded(&mut self, side: Side, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let path = self.path(side).to_owned();
+        let read = match self.get(side)? {
+            Some(file) => read_full(&file, buf, offset).map_err(Error::io("backing.read", path))?,
+            None => 0,
+        };
+        buf[read..].fill(0);
+        Ok(read)
+    }
+
+    /// Looks at the main file.
+    pub(crate) fn content(&mut self) -> Result<Content> {
+        let mut head = [0; HEADER_SIZE];
+        let read = self.read_padded(Side::Database, &mut head, 0)?;
+        if read == 0 {
+            return Ok(Content::Empty);
+        }
+        let header = match DatabaseHeader::parse(&head[..read]) {
+            Ok(header) => header,
+            Err(e) => return Ok(Content::Foreign(e)),
+        };
+        let pages = self
+            .len(Side::Database)?
+            .div_ceil(u64::from(header.page_size.get()));
+        let pages = u32::try_from(pages)
+            .map_err(|_| Error::Invalid(format!("{pages} pages are more than a database can have")))?;
+        Ok(Content::Database { header, pages })
+    }
+
+    /// A rollback journal lies beside the database that SQLite would take for hot: not empty and not zeroed.
+    pub(crate) fn journal_is_hot(&mut self) -> Result<bool> {
+        let mut first = [0; 1];
+        Ok(self.read_padded(Side::Journal, &mut first, 0)? == 1 && first[0] != 0)
+    }
+}
+
+/// Gives a side file the owner and the mode of the main file.
+fn inherit(file: &File, main: &std::fs::Metadata) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(main.mode() & 0o777))?;
+    let own = file.metadata()?;
+    if (own.uid(), own.gid()) != (main.uid(), main.gid()) {
+        std::os::unix::fs::fchown(file, Some(main.uid()), Some(main.gid()))?;
+    }
+    Ok(())
+}
+
+/// Reads until `buf` is full or the file ends.
+pub(crate) fn read_full(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}

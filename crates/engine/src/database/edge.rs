@@ -1,0 +1,400 @@
+//! What the kernel edge reports, in the order in which a transaction meets it. Each function performs the operation on
+//! the backing file itself, at the one moment that keeps the log complete.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::time::Instant;
+
+use sqlite_format::Pgno;
+use sqlite_format::journal::{HEADER_SIZE as JOURNAL_HEADER_SIZE, JournalHeader};
+use sqlite_format::wal::{WAL_HEADER_SIZE, frame_size};
+
+use super::Database;
+use super::backing::read_full;
+use super::state::State;
+use crate::capture::wal::{Until, read_header};
+use crate::commit::{Draft, Source};
+use crate::error::{Error, Result};
+use crate::kernel::Coherence;
+use crate::name::Side;
+
+/// An operation of the file system that the engine runs at the right moment.
+pub type FileOp<'a> = &'a mut dyn FnMut() -> io::Result<()>;
+
+impl Database {
+    /// A write to the main file: a page of a rollback-mode transaction, of a checkpoint, or raw bytes.
+    ///
+    /// Committed WAL frames are captured first, because a checkpoint that wrote them all may let the WAL start over. On
+    /// a replica only writes that change nothing for readers are let through: checkpoints and rollbacks.
+    pub fn write_database(&self, file: &File, offset: u64, data: &[u8]) -> Result<()> {
+        let mut state = self.state.lock();
+        self.check_usable(&state)?;
+        if self.shared.is_primary() {
+            self.capture_wal(&mut state, Until::Index)?;
+        } else if !preserves_content(&state, offset, data) {
+            return Err(Error::ReadOnly(self.name.clone()));
+        }
+        file.write_all_at(data, offset)
+            .map_err(Error::io("database.write", state.backing.path(Side::Database)))?;
+        if self.shared.is_primary() {
+            self.mark_written(&mut state, offset, data);
+        }
+        Ok(())
+    }
+
+    /// The main file gets another size.
+    pub fn truncate_database(&self, file: &File, size: u64) -> Result<()> {
+        let mut state = self.state.lock();
+        self.check_usable(&state)?;
+        if self.shared.is_primary() {
+            self.capture_wal(&mut state, Until::Index)?;
+        } else if state
+            .page_size()
+            .is_none_or(|page_size| size != page_size.file_size(state.commit))
+        {
+            return Err(Error::ReadOnly(self.name.clone()));
+        }
+        file.set_len(size)
+            .map_err(Error::io("database.truncate", state.backing.path(Side::Database)))?;
+        if self.shared.is_primary() {
+            let last = state
+                .page_size()
+                .and_then(|page_size| Pgno::containing(size, page_size));
+            state.scratch.mark(last.map_or(1, Pgno::get));
+            self.written(&mut state);
+        }
+        Ok(())
+    }
+
+    /// SQLite makes the main file durable. The log goes first: once a checkpoint's pages are durable the WAL may start
+    /// over, and what the log misses then could not be captured again after a power loss.
+    pub fn sync_database(&self, file: &File, datasync: bool) -> Result<()> {
+        {
+            let mut state = self.state.lock();
+            self.check_usable(&state)?;
+            state.synced_writes |= !state.scratch.dirty().is_clean();
+        }
+        self.log.sync()?;
+        self.sync(file, datasync, "database.sync")
+    }
+
+    /// A handle that could write the main file was closed: raw writes may be complete.
+    pub fn close_database(&self) {
+        if !self.state.lock().scratch.dirty().is_clean() {
+            self.shared.settler.watch(&self.name);
+        }
+    }
+
+    /// The main file is removed: a transaction that drops the database.
+    pub fn unlink_database(&self, op: FileOp<'_>) -> Result<()> {
+        let mut state = self.state.lock();
+        if !self.shared.is_primary() && !state.pos.is_zero() && state.commit > 0 {
+            return Err(Error::ReadOnly(self.name.clone()));
+        }
+        self.capture_wal(&mut state, Until::Index)?;
+        op().map_err(Error::io("database.unlink", state.backing.path(Side::Database)))?;
+        state.backing.forget(Side::Database);
+        self.forget_locks();
+        self.drop_content(&mut state)
+    }
+
+    /// The database is gone from the name space; its transactions go on when the name is used again.
+    pub(crate) fn drop_content(&self, state: &mut State) -> Result<()> {
+        state.wal.reset();
+        if self.shared.is_primary()
+            && let Some(page_size) = state.page_size()
+        {
+            let mut appender = self.log.appender()?;
+            Draft::new(
+                self,
+                &mut appender,
+                state,
+                page_size,
+                0,
+                Source::Pages { journal_nonce: 0 },
+            )?
+            .finish(state)?;
+            self.flush(state, appender)?;
+        }
+        state.scratch.settle();
+        state.set_cursor();
+        state.quarantine = None;
+        Ok(())
+    }
+
+    /// A rollback journal is created: the start of a write transaction.
+    pub fn create_journal(&self, op: FileOp<'_>) -> Result<()> {
+        if !self.shared.is_primary() {
+            return Err(Error::ReadOnly(self.name.clone()));
+        }
+        op().map_err(Error::io("journal.create", self.name.file(Side::Journal)))
+    }
+
+    /// A write to a journal handle that is intercepted.
+    pub fn write_journal(&self, file: &File, offset: u64, data: &[u8]) -> Result<()> {
+        // On a replica nothing may make a journal hot; finishing one off, as a rollback does, is let through.
+        if !self.shared.is_primary() && data.iter().any(|byte| *byte != 0) {
+            return Err(Error::ReadOnly(self.name.clone()));
+        }
+        file.write_all_at(data, offset)
+            .map_err(Error::io("journal.write", self.name.file(Side::Journal)))?;
+        if offset == 0 && data.iter().all(|byte| *byte == 0) {
+            self.end_of_journal(file)?;
+        }
+        Ok(())
+    }
+
+    /// SQLite makes the journal durable. In PERSIST mode the last sync is that of the zeroed header: the commit.
+    pub fn sync_journal(&self, file: &File, datasync: bool) -> Result<()> {
+        self.sync(file, datasync, "journal.sync")?;
+        self.end_of_journal(file)
+    }
+
+    /// Captures if the journal's header says that no transaction is under way.
+    fn end_of_journal(&self, journal: &File) -> Result<()> {
+        let mut state = self.state.lock();
+        if !self.shared.is_primary() || state.scratch.dirty().is_clean() {
+            return Ok(());
+        }
+        let mut head = [0; JOURNAL_HEADER_SIZE];
+        let read = read_full(journal, &mut head, 0)
+            .map_err(Error::io("journal.read", state.backing.path(Side::Journal)))?;
+        if head[..read].iter().any(|byte| *byte != 0) {
+            return Ok(());
+        }
+        self.capture_pages(&mut state, 0)?;
+        self.sync_commit(&mut state)
+    }
+
+    /// The journal is truncated; to nothing, it is the commit (or the end of a rollback, which changes nothing).
+    pub fn truncate_journal(&self, file: &File, size: u64) -> Result<()> {
+        let mut op = || file.set_len(size);
+        if size == 0 {
+            self.finish_journal(&mut op)
+        } else {
+            op().map_err(Error::io("journal.truncate", "-journal"))
+        }
+    }
+
+    /// The journal is removed: the commit, or the end of a rollback.
+    pub fn unlink_journal(&self, op: FileOp<'_>) -> Result<()> {
+        self.finish_journal(op)?;
+        self.state.lock().backing.forget(Side::Journal);
+        Ok(())
+    }
+
+    /// Captures, then lets the journal go. The record comes first: with the journal's nonce in it, a start after a
+    /// crash in between can tell that this journal is committed and must not be rolled back.
+    fn finish_journal(&self, op: FileOp<'_>) -> Result<()> {
+        let mut state = self.state.lock();
+        if self.shared.is_primary() && !state.scratch.dirty().is_clean() {
+            self.check_usable(&state)?;
+            let nonce = journal_nonce(&mut state)?;
+            self.capture_pages(&mut state, nonce)?;
+            self.sync_commit(&mut state)?;
+        }
+        op().map_err(Error::io("journal.finish", state.backing.path(Side::Journal)))
+    }
+
+    /// Makes the record durable if SQLite made the transaction durable.
+    fn sync_commit(&self, state: &mut State) -> Result<()> {
+        if std::mem::take(&mut state.synced_writes) {
+            self.log.sync()?;
+        }
+        Ok(())
+    }
+
+    /// A write to a WAL handle that is intercepted. At the end of a frame its transaction may be complete.
+    pub fn write_wal(&self, file: &File, offset: u64, data: &[u8]) -> Result<()> {
+        if !self.shared.is_primary() {
+            return Err(Error::ReadOnly(self.name.clone()));
+        }
+        let mut state = self.state.lock();
+        self.check_usable(&state)?;
+        file.write_all_at(data, offset)
+            .map_err(Error::io("wal.write", state.backing.path(Side::Wal)))?;
+        state.wal.present = true;
+        if self.shared.kernel().coherence() == Coherence::Intercepted
+            && ends_frame(&state, file, offset, data)?
+        {
+            self.capture_wal(&mut state, Until::Chain)?;
+        }
+        Ok(())
+    }
+
+    /// SQLite makes the WAL durable: the commit of `synchronous=FULL`. A failure is the client's failed COMMIT.
+    pub fn sync_wal(&self, file: &File, datasync: bool) -> Result<()> {
+        self.sync(file, datasync, "wal.sync")?;
+        let mut state = self.state.lock();
+        if self.shared.is_primary() {
+            self.check_usable(&state)?;
+            state.wal.present = true;
+            self.capture_wal(&mut state, Until::Chain)?;
+        }
+        Ok(())
+    }
+
+    /// The WAL gets another size; its frames are captured before they go.
+    pub fn truncate_wal(&self, file: &File, size: u64) -> Result<()> {
+        let mut state = self.state.lock();
+        self.capture_before_wal_goes(&mut state)?;
+        file.set_len(size)
+            .map_err(Error::io("wal.truncate", state.backing.path(Side::Wal)))?;
+        if size == 0 {
+            state.wal.reset();
+            state.set_cursor();
+        }
+        Ok(())
+    }
+
+    /// The WAL is removed: the last connection is closed, or the journal mode changes.
+    pub fn unlink_wal(&self, op: FileOp<'_>) -> Result<()> {
+        let mut state = self.state.lock();
+        self.capture_before_wal_goes(&mut state)?;
+        op().map_err(Error::io("wal.unlink", state.backing.path(Side::Wal)))?;
+        state.backing.forget(Side::Wal);
+        state.wal.reset();
+        state.wal.present = false;
+        state.set_cursor();
+        Ok(())
+    }
+
+    fn capture_before_wal_goes(&self, state: &mut State) -> Result<()> {
+        if self.shared.is_primary() {
+            self.capture_wal(state, Until::Index)?;
+        }
+        Ok(())
+    }
+
+    /// A WAL file was created or opened.
+    pub fn wal_opened(&self) {
+        self.state.lock().wal.present = true;
+    }
+
+    /// The wal-index was removed or created: locks taken on the old file mean nothing.
+    pub fn shm_replaced(&self) {
+        self.state.lock().backing.forget(Side::Shm);
+        self.forget_locks();
+    }
+
+    /// Somebody wrote the WAL without asking: the asynchronous trigger.
+    pub fn wal_changed(&self) -> Result<()> {
+        if !self.shared.is_primary() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let more = self.capture_wal(&mut self.state.lock(), Until::Index)?;
+        self.metrics
+            .capture_seconds
+            .record(started.elapsed().as_secs_f64());
+        if more {
+            self.shared.settler.watch(&self.name);
+        }
+        Ok(())
+    }
+
+    fn mark_written(&self, state: &mut State, offset: u64, data: &[u8]) {
+        let Some(page_size) = state.page_size() else {
+            state.scratch.mark_all();
+            return self.written(state);
+        };
+        let size = page_size.bytes();
+        let end = offset + data.len() as u64;
+        let mut at = offset - offset % size as u64;
+        let mut changed = false;
+        while at < end {
+            let Some(pgno) = Pgno::containing(at, page_size) else {
+                break;
+            };
+            let whole = at >= offset && at + size as u64 <= end;
+            let current = whole && {
+                let from = (at - offset) as usize;
+                state.is_current(pgno, &data[from..from + size])
+            };
+            // A page that is written back to what it was stays marked: the file is read once more, nothing else.
+            if !current {
+                state.scratch.mark(pgno.get());
+                changed = true;
+            }
+            at += size as u64;
+        }
+        if changed {
+            self.written(state);
+        }
+    }
+
+    fn written(&self, state: &mut State) {
+        state.last_write = Some(Instant::now());
+        self.shared.settler.watch(&self.name);
+    }
+
+    fn sync(&self, file: &File, datasync: bool, op: &'static str) -> Result<()> {
+        let outcome = if datasync {
+            file.sync_data()
+        } else {
+            file.sync_all()
+        };
+        outcome.map_err(|e| {
+            let error = Error::io(op, self.name.as_str())(e);
+            self.poison(&error);
+            error
+        })
+    }
+
+    /// A failed sync leaves unknown what is on disk, and another one would claim success: nothing may be written any
+    /// more until the daemon starts again and compares.
+    fn poison(&self, error: &Error) {
+        tracing::error!(db = %self.name, %error, "sync failed: the database is closed for writing");
+        self.state.lock().poisoned = Some(error.to_string());
+    }
+
+    fn check_usable(&self, state: &State) -> Result<()> {
+        match &state.poisoned {
+            Some(reason) => Err(Error::Quarantined {
+                db: self.name.clone(),
+                reason: reason.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The write leaves every reader with the content of the last transaction: it brings pages to the state they have in the
+/// table, or writes under the WAL.
+fn preserves_content(state: &State, offset: u64, data: &[u8]) -> bool {
+    let Some(page_size) = state.page_size() else {
+        return false;
+    };
+    let size = page_size.bytes();
+    if offset % size as u64 != 0 || data.len() % size != 0 {
+        return false;
+    }
+    data.chunks_exact(size).enumerate().all(|(i, page)| {
+        Pgno::containing(offset + (i * size) as u64, page_size)
+            .is_some_and(|pgno| state.wal.holds(pgno) || state.is_current(pgno, page))
+    })
+}
+
+/// Nonce of the rollback journal, 0 if there is none that counts.
+fn journal_nonce(state: &mut State) -> Result<u32> {
+    let mut head = [0; JOURNAL_HEADER_SIZE];
+    let read = state.backing.read_padded(Side::Journal, &mut head, 0)?;
+    Ok(JournalHeader::parse(&head[..read]).map_or(0, |header| header.nonce))
+}
+
+/// Whether a write reaches the end of a frame; with a WAL that was just begun, whether it can.
+fn ends_frame(state: &State, file: &File, offset: u64, data: &[u8]) -> Result<bool> {
+    let end = offset + data.len() as u64;
+    if end <= WAL_HEADER_SIZE as u64 {
+        return Ok(false);
+    }
+    let page_size = match &state.wal.header {
+        Some(header) => header.page_size,
+        None => match read_header(file)? {
+            Some(header) => header.page_size,
+            None => return Ok(false),
+        },
+    };
+    Ok((end - WAL_HEADER_SIZE as u64) % frame_size(page_size) as u64 == 0)
+}

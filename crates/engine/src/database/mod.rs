@@ -1,0 +1,191 @@
+//! One replicated database: its log, its position and its files.
+//!
+//! Everything that happens to a database happens under one mutex ([`state::State`]): writes that come from the kernel,
+//! capture, and the changes that apply makes. READ requests never take it. [`crate::Kernel`] is never called with it
+//! held, because the kernel may wait for a request that waits for the mutex.
+//!
+//! * [`edge`]: what the kernel reports; * `open`: how a start finds its way back; * `settle`: capture of commits that
+//!   nobody reports; * [`crate::capture`], [`crate::commit`], [`crate::apply`], [`crate::snapshot`]: the links of a
+//!   transaction's life.
+
+pub(crate) mod backing;
+pub(crate) mod edge;
+mod open;
+mod role;
+pub(crate) mod scratch;
+pub(crate) mod settle;
+pub(crate) mod state;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use ltx::{Pos, Txid};
+use metrics::{Counter, Gauge, Histogram};
+use parking_lot::Mutex;
+use sqlite_format::header::JournalMode;
+
+use crate::apply::Backlog;
+use crate::error::{Error, Result};
+use crate::kernel::LockFiles;
+use crate::log::{Log, Record};
+use crate::name::{DbName, Side};
+use crate::shared::Shared;
+use state::State;
+
+/// A replicated database.
+pub struct Database {
+    pub(crate) name: DbName,
+    /// `databases/<id>` of the data directory.
+    pub(crate) home: PathBuf,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) log: Log,
+    pub(crate) state: Mutex<State>,
+    pub(crate) backlog: Backlog,
+    pub(crate) metrics: DatabaseMetrics,
+    published: Mutex<Pos>,
+    locks: Mutex<Option<Arc<dyn LockFiles>>>,
+    /// WAL_WRITE is held on behalf of a primary elsewhere.
+    fenced: AtomicBool,
+}
+
+/// Handles of the metrics with the database as label.
+pub(crate) struct DatabaseMetrics {
+    pub(crate) commits: Counter,
+    pub(crate) txid: Gauge,
+    pub(crate) capture_seconds: Histogram,
+}
+
+/// What is known about a database, for people and tools.
+#[derive(Debug, Clone)]
+pub struct DatabaseStatus {
+    /// Position of what clients read.
+    pub position: Pos,
+    /// Position of the last record in the log; ahead of `position` while records wait to be applied.
+    pub received: Pos,
+    /// Page size in bytes; 0 before the first transaction.
+    pub page_size: u32,
+    /// Size in pages; 0 = dropped.
+    pub pages: u32,
+    /// Journal mode that the main file's header names.
+    pub journal_mode: Option<JournalMode>,
+    /// First transaction that the log can serve.
+    pub first_txid: Option<Txid>,
+    /// Size of the log in bytes.
+    pub log_bytes: u64,
+    /// Time of the last transaction in milliseconds since the epoch; 0 if there was none.
+    pub timestamp_ms: i64,
+    /// Why replication is suspended.
+    pub quarantine: Option<String>,
+}
+
+impl Database {
+    /// The database's name.
+    pub fn name(&self) -> &DbName {
+        &self.name
+    }
+
+    /// Position of what clients read, as far as it was captured.
+    pub fn position(&self) -> Pos {
+        *self.published.lock()
+    }
+
+    /// Position of the last record in the log.
+    pub fn received(&self) -> Pos {
+        self.log.tail().map_or_else(|| self.position(), |tail| tail.pos())
+    }
+
+    /// Captures all that clients have committed, then tells the position: it is never behind a commit that returned
+    /// before the call.
+    pub fn drain(&self) -> Result<Pos> {
+        if self.shared.is_primary() {
+            self.settle_now()?;
+        }
+        Ok(self.position())
+    }
+
+    /// A summary.
+    pub fn status(&self) -> Result<DatabaseStatus> {
+        let mut state = self.state.lock();
+        let mut head = [0; sqlite_format::header::HEADER_SIZE];
+        let read = state.backing.read_padded(Side::Database, &mut head, 0)?;
+        let header = sqlite_format::header::DatabaseHeader::parse(&head[..read]).ok();
+        Ok(DatabaseStatus {
+            position: state.pos,
+            received: self.log.tail().map_or(state.pos, |tail| tail.pos()),
+            page_size: state.page_size().map_or(0, |page_size| page_size.get()),
+            pages: state.commit,
+            journal_mode: header.map(|header| header.journal_mode()),
+            first_txid: self.log.first_txid(),
+            log_bytes: self.log.bytes(),
+            timestamp_ms: state.timestamp_ms,
+            quarantine: state.quarantine.clone().or_else(|| state.poisoned.clone()),
+        })
+    }
+
+    /// The record that leads to `txid`, if the log still has it.
+    pub fn record(&self, txid: Txid) -> Result<Option<Record>> {
+        Ok(self.log.find(txid)?)
+    }
+
+    /// The records of the log from `from` on.
+    pub fn records(&self, from: Txid) -> impl Iterator<Item = Result<Record>> + '_ {
+        self.log.records(from).map(|record| record.map_err(Error::from))
+    }
+
+    /// Makes the captured position visible and tells who waits for it.
+    pub(crate) fn publish(&self, state: &State) {
+        *self.published.lock() = state.pos;
+        self.metrics.txid.set(state.pos.txid.get() as f64);
+        self.shared.changes.notify(&self.name);
+    }
+
+    /// Lock files if they are open. Safe to call anywhere.
+    pub(crate) fn cached_locks(&self) -> Option<Arc<dyn LockFiles>> {
+        self.locks.lock().clone()
+    }
+
+    /// Lock files, opened through the mount if need be: never call this from a thread that serves the mount.
+    pub(crate) fn locks(&self) -> Result<Arc<dyn LockFiles>> {
+        use std::os::unix::fs::MetadataExt;
+        let shm = self.name.file_in(&self.shared.files, Side::Shm);
+        if let Some(locks) = self.cached_locks()
+            && std::fs::metadata(&shm).is_ok_and(|meta| meta.ino() == locks.shm_inode())
+        {
+            return Ok(locks);
+        }
+        let opened = self
+            .shared
+            .kernel()
+            .open_locks(&self.name)
+            .map_err(Error::io("locks.open", &shm))?;
+        *self.locks.lock() = Some(opened.clone());
+        Ok(opened)
+    }
+
+    /// The files that the locks were taken on are replaced.
+    pub(crate) fn forget_locks(&self) {
+        *self.locks.lock() = None;
+    }
+}
+
+impl DatabaseMetrics {
+    pub(crate) fn new(name: &DbName) -> DatabaseMetrics {
+        use crate::metrics_names as names;
+        let db = name.to_string();
+        DatabaseMetrics {
+            commits: metrics::counter!(names::COMMIT_TOTAL, "db" => db.clone()),
+            txid: metrics::gauge!(names::DB_TXID, "db" => db),
+            capture_seconds: metrics::histogram!(names::CAPTURE_SECONDS),
+        }
+    }
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database")
+            .field("name", &self.name)
+            .field("position", &self.position())
+            .finish()
+    }
+}

@@ -1,0 +1,450 @@
+//! Opening a database: from what a clean stop, a killed daemon or a power loss left behind to a state in which table,
+//! position, log and files agree. The cost grows with what was not flushed, not with the size of the database.
+//!
+//! Order: the log's tail is the position; records behind the table's last flush are replayed into the table; committed
+//! WAL frames that the log lacks are captured; the WAL is copied into the main file and removed, which also keeps
+//! clients that still hold it open on a dead mount from being heard; pages that differ from the log are written from it.
+//! A hot journal is left for SQLite to roll back, unless the log shows that its transaction committed.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use ltx::{Checksum, Decoder, Pos, Txid};
+use parking_lot::Mutex;
+use sqlite_format::journal::{HEADER_SIZE as JOURNAL_HEADER_SIZE, JournalHeader};
+use sqlite_format::wal::{FRAME_HEADER_SIZE, FrameHeader, WalHeader, WalPosition, frame_offset, frame_size};
+use sqlite_format::{PageSize, Pgno};
+
+use super::backing::Backing;
+use super::scratch::{Left, Scratch};
+use super::state::State;
+use super::{Database, DatabaseMetrics};
+use crate::apply::Backlog;
+use crate::capture::wal::{Until, Wal, read_header};
+use crate::checksums::ChecksumTable;
+use crate::error::{Error, Result};
+use crate::log::{Log, LogOptions, Origin, Record, RecordInfo};
+use crate::name::{DbName, Side};
+use crate::shared::Shared;
+
+/// Pages that the replayed records touched.
+enum Touched {
+    Pages(BTreeSet<u32>),
+    All,
+}
+
+impl Database {
+    /// Opens the database that is kept in `home`.
+    pub(crate) fn open(shared: Arc<Shared>, name: DbName, home: PathBuf) -> Result<Arc<Database>> {
+        let disk = &shared.options.disk;
+        disk.create_dir_all("database.mkdir", &home)?;
+        let options = LogOptions {
+            segment_bytes: shared.options.segment_bytes,
+            compress: shared.options.compress,
+        };
+        let log = Log::open(disk.clone(), home.join("log"), options)?;
+        if let Some(repair) = log.repair() {
+            tracing::info!(db = %name, ?repair, "log ended in an unfinished record");
+        }
+        let table = ChecksumTable::open(&**disk, &home.join("checksums"))?;
+        let (scratch, left) = Scratch::open(&home.join("scratch"))?;
+        let backing = Backing::new(&shared.files, &name);
+        let state = State {
+            pos: Pos::ZERO,
+            table,
+            commit: 0,
+            timestamp_ms: 0,
+            scratch,
+            backing,
+            wal: Wal::default(),
+            quarantine: None,
+            synced_writes: false,
+            last_write: None,
+            poisoned: None,
+            spare: Vec::new(),
+        };
+        let db = Arc::new(Database {
+            metrics: DatabaseMetrics::new(&name),
+            name,
+            home,
+            shared,
+            log,
+            state: Mutex::new(state),
+            backlog: Backlog::default(),
+            published: Mutex::new(Pos::ZERO),
+            locks: Mutex::new(None),
+            fenced: AtomicBool::new(false),
+        });
+        db.recover(&left)?;
+        Ok(db)
+    }
+
+    fn recover(&self, left: &Left) -> Result<()> {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        state.backing.remove(Side::Shm)?;
+        state.wal.present = state.backing.get(Side::Wal)?.is_some();
+        let Some(tail) = self.log.tail() else {
+            return self.forget_table(state);
+        };
+        let touched = self.replay(state, &tail)?;
+        self.recover_wal(state, left, &tail)?;
+        if !left.clean {
+            self.resolve_journal(state, &tail)?;
+            self.repair(state, touched, &tail)?;
+        }
+        if state.table.synced() != state.pos {
+            self.log.sync()?;
+            state.table.flush(state.pos.txid)?;
+        }
+        self.publish(state);
+        Ok(())
+    }
+
+    /// Without a log the table means nothing; the database begins anew when its file is attached.
+    fn forget_table(&self, state: &mut State) -> Result<()> {
+        if state.table.pages() > 0 {
+            state.table.truncate(0);
+            state.table.invalidate()?;
+        }
+        Ok(())
+    }
+
+    /// Brings table and position to the end of the log.
+    fn replay(&self, state: &mut State, tail: &RecordInfo) -> Result<Touched> {
+        let synced = state.table.synced();
+        let mut touched = Touched::Pages(BTreeSet::new());
+        if synced != tail.pos() || !state.table.is_intact() {
+            let from = synced.txid.next().unwrap_or(Txid::MAX);
+            let covered = self
+                .log
+                .first_txid()
+                .is_some_and(|first| first <= from || first == Txid::FIRST);
+            if !covered {
+                self.rebuild_table(state, tail)?;
+                touched = Touched::All;
+            } else {
+                let first = if synced.txid == Txid::ZERO || synced.txid > tail.max {
+                    Txid::FIRST
+                } else {
+                    from
+                };
+                self.replay_records(state, first, &mut touched)?;
+            }
+        }
+        state.pos = tail.pos();
+        state.commit = tail.commit;
+        state.timestamp_ms = tail.timestamp_ms;
+        if state.table.rolling() != tail.post {
+            tracing::warn!(db = %self.name, "checksum table does not match the log: reading the whole database");
+            self.rebuild_table(state, tail)?;
+            touched = Touched::All;
+        }
+        Ok(touched)
+    }
+
+    fn replay_records(&self, state: &mut State, first: Txid, touched: &mut Touched) -> Result<()> {
+        for record in self.log.records(first) {
+            let record = record?;
+            let info = record.info;
+            let mut decoder = Decoder::new(record.reader())?;
+            let page_size = decoder.header().page_size;
+            if state.table.page_size() != Some(page_size) || info.is_snapshot() {
+                state.table.reset(page_size);
+                *touched = Touched::All;
+            }
+            state.table.truncate(info.commit);
+            let mut page = vec![0; page_size.bytes()];
+            while let Some(pgno) = decoder.next_page(&mut page)? {
+                state.table.set(pgno, ltx::page_checksum(pgno, &page));
+                if let Touched::Pages(pages) = touched {
+                    pages.insert(pgno.get());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes the table from the files: the last resort, when neither table nor log can tell.
+    fn rebuild_table(&self, state: &mut State, tail: &RecordInfo) -> Result<()> {
+        let page_size = tail.page_size;
+        state.table.reset(page_size);
+        state.commit = tail.commit;
+        if let Some(file) = state.backing.get(Side::Wal)? {
+            self.map_wal(state, &file, None)?;
+        }
+        let mut page = vec![0; page_size.bytes()];
+        for pgno in Pgno::up_to(tail.commit).filter(|pgno| *pgno != page_size.lock_page()) {
+            state.read_page(pgno, page_size, &mut page)?;
+            state.table.set(pgno, ltx::page_checksum(pgno, &page));
+        }
+        if state.table.rolling() != tail.post {
+            let reason = format!(
+                "its files have checksum {}, the log ends with {}: only a snapshot from another node can repair it",
+                state.table.rolling(),
+                tail.post
+            );
+            self.quarantine(state, reason);
+        }
+        state.wal.reset();
+        Ok(())
+    }
+
+    /// Captures what the WAL holds beyond the log, then moves its content to the main file and removes it.
+    fn recover_wal(&self, state: &mut State, left: &Left, tail: &RecordInfo) -> Result<()> {
+        let Some(file) = state.backing.get(Side::Wal)? else {
+            return Ok(());
+        };
+        if let Some(header) = read_header(&file)? {
+            match self.wal_start(state, &file, &header, left, tail)? {
+                Start::After(at) => {
+                    self.map_wal(state, &file, Some(at))?;
+                    self.capture_wal(state, Until::Chain)?;
+                }
+                // Frames that apply wrote: the log has them all.
+                Start::Applied => self.map_wal(state, &file, None)?,
+            }
+            self.copy_wal(state, &file)?;
+        }
+        state.backing.remove(Side::Wal)?;
+        state.wal = Wal::default();
+        state.set_cursor();
+        Ok(())
+    }
+
+    /// Where the frames begin that are not in the log.
+    fn wal_start(
+        &self,
+        state: &State,
+        file: &std::fs::File,
+        header: &WalHeader,
+        left: &Left,
+        tail: &RecordInfo,
+    ) -> Result<Start> {
+        let beginning = WalPosition {
+            frames: 0,
+            checksum: header.checksum,
+        };
+        match left.cursor {
+            Some(cursor) if cursor.txid == state.pos.txid => {
+                let same = cursor.salt == header.salt;
+                return Ok(Start::After(if same { cursor.at } else { beginning }));
+            }
+            // Nothing of any WAL was captured or applied, so clients wrote all of this one.
+            None if left.same_boot => return Ok(Start::After(beginning)),
+            Some(_) | None => {}
+        }
+        if tail.meta.origin != Origin::Captured {
+            return Ok(Start::Applied);
+        }
+        let Some(record) = self.log.find(tail.max)? else {
+            return Ok(Start::After(beginning));
+        };
+        let decoder = Decoder::new(record.reader())?;
+        let Some(range) = decoder.header().wal.filter(|range| range.salt == header.salt) else {
+            return Ok(Start::After(beginning));
+        };
+        let frames = (range.offset + range.size - frame_offset(1, header.page_size))
+            / frame_size(header.page_size) as u64;
+        let mut head = [0; FRAME_HEADER_SIZE];
+        let at = frame_offset(frames as u32, header.page_size);
+        file.read_exact_at(&mut head, at)
+            .map_err(Error::io("wal.read", state.backing.path(Side::Wal)))?;
+        let frame = FrameHeader::parse(&head).map_err(|e| self.corrupt(e))?;
+        Ok(Start::After(WalPosition {
+            frames: frames as u32,
+            checksum: frame.checksum,
+        }))
+    }
+
+    /// Notes which pages the committed frames hold: all up to `until`, or all that the chain proves.
+    pub(crate) fn map_wal(
+        &self,
+        state: &mut State,
+        file: &std::fs::File,
+        until: Option<WalPosition>,
+    ) -> Result<()> {
+        state.wal.reset();
+        if let Some(header) = read_header(file)? {
+            state.wal.begin(header);
+            state.wal.map(file, until)?;
+        }
+        Ok(())
+    }
+
+    /// A full checkpoint: nobody is connected yet. The log goes to disk first, because what it lacks could be derived
+    /// from this WAL only.
+    fn copy_wal(&self, state: &mut State, wal: &std::fs::File) -> Result<()> {
+        let Some(page_size) = state.wal_page_size() else {
+            return Ok(());
+        };
+        self.log.sync()?;
+        let file = state.backing.get_or_create(Side::Database)?;
+        let path = state.backing.path(Side::Database).to_owned();
+        let mut pages: Vec<u32> = state.wal.held_pages().collect();
+        pages.sort_unstable();
+        let mut page = vec![0; page_size.bytes()];
+        for pgno in pages
+            .into_iter()
+            .filter_map(Pgno::new)
+            .filter(|pgno| pgno.get() <= state.commit)
+        {
+            let Some(offset) = state.wal.page_offset(pgno) else {
+                continue;
+            };
+            wal.read_exact_at(&mut page, offset)
+                .map_err(Error::io("wal.read", state.backing.path(Side::Wal)))?;
+            file.write_all_at(&page, pgno.offset(page_size))
+                .map_err(Error::io("database.write", &path))?;
+        }
+        file.set_len(page_size.file_size(state.commit))
+            .map_err(Error::io("database.truncate", &path))?;
+        file.sync_data().map_err(Error::io("database.sync", &path))
+    }
+
+    /// A journal whose commit is in the log is not hot, whatever it looks like.
+    fn resolve_journal(&self, state: &mut State, tail: &RecordInfo) -> Result<()> {
+        if !state.backing.journal_is_hot()? {
+            return Ok(());
+        }
+        let mut head = [0; JOURNAL_HEADER_SIZE];
+        let read = state.backing.read_padded(Side::Journal, &mut head, 0)?;
+        let nonce = JournalHeader::parse(&head[..read]).map_or(0, |header| header.nonce);
+        if nonce != 0 && nonce == tail.meta.journal_nonce && tail.meta.origin == Origin::Captured {
+            tracing::info!(db = %self.name, txid = %tail.max, "finishing a commit that the log holds");
+            // The pages must be what the commit made them before nothing can bring the old ones back.
+            self.repair_record(state, tail.max)?;
+            state.backing.remove(Side::Journal)?;
+        }
+        Ok(())
+    }
+
+    /// Writes pages from the log where the files differ from it. Pages that clients wrote last are newer than the log:
+    /// they stay, and are captured when this node may write.
+    fn repair(&self, state: &mut State, touched: Touched, tail: &RecordInfo) -> Result<()> {
+        if state.quarantine.is_some() || tail.commit == 0 || state.backing.journal_is_hot()? {
+            return Ok(());
+        }
+        let Some(page_size) = state.page_size() else {
+            return Ok(());
+        };
+        let candidates: Vec<u32> = match touched {
+            Touched::Pages(pages) => pages.into_iter().collect(),
+            Touched::All => (1..=state.commit).collect(),
+        };
+        let newer = state.scratch.dirty().clone();
+        let mut wrong = BTreeSet::new();
+        let mut page = vec![0; page_size.bytes()];
+        for pgno in candidates.into_iter().filter_map(Pgno::new) {
+            if pgno.get() > state.commit || pgno == page_size.lock_page() || newer.may_hold(pgno.get()) {
+                continue;
+            }
+            state
+                .backing
+                .read_padded(Side::Database, &mut page, pgno.offset(page_size))?;
+            if !state.is_current(pgno, &page) {
+                wrong.insert(pgno.get());
+            }
+        }
+        if newer.is_clean() {
+            self.fit_size(state, page_size)?;
+        }
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(db = %self.name, pages = wrong.len(), "writing pages from the log");
+        for record in self.log.records(Txid::FIRST) {
+            write_record(state, &record?, |pgno, checksum, table| {
+                wrong.contains(&pgno.get()) && table.get(pgno) == Some(checksum)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn repair_record(&self, state: &mut State, txid: Txid) -> Result<()> {
+        if let Some(record) = self.log.find(txid)? {
+            write_record(state, &record, |pgno, checksum, table| {
+                table.get(pgno) == Some(checksum)
+            })?;
+        }
+        match state.page_size() {
+            Some(page_size) => self.fit_size(state, page_size),
+            None => Ok(()),
+        }
+    }
+
+    fn fit_size(&self, state: &mut State, page_size: PageSize) -> Result<()> {
+        let size = page_size.file_size(state.commit);
+        if state.backing.len(Side::Database)? != size && state.backing.get(Side::Database)?.is_some() {
+            let file = state.backing.get_or_create(Side::Database)?;
+            file.set_len(size)
+                .map_err(Error::io("database.truncate", state.backing.path(Side::Database)))?;
+        }
+        Ok(())
+    }
+
+    /// Goes back to what the log holds, after records could not be written to it.
+    pub(crate) fn reload(&self, state: &mut State) -> Result<()> {
+        let disk = &self.shared.options.disk;
+        state.table = ChecksumTable::open(&**disk, &self.home.join("checksums"))?;
+        state.scratch.mark_all();
+        let cursor = state.scratch.cursor();
+        let wal = state.backing.get(Side::Wal)?;
+        match self.log.tail() {
+            Some(tail) => {
+                self.replay(state, &tail)?;
+            }
+            None => {
+                state.table.truncate(0);
+                state.pos = Pos::ZERO;
+                state.commit = 0;
+            }
+        }
+        let at = cursor.filter(|cursor| cursor.txid == state.pos.txid);
+        state.wal.reset();
+        if let (Some(file), Some(cursor)) = (wal, at)
+            && read_header(&file)?.is_some_and(|header| header.salt == cursor.salt)
+        {
+            self.map_wal(state, &file, Some(cursor.at))?;
+        }
+        self.publish(state);
+        Ok(())
+    }
+
+    pub(crate) fn corrupt(&self, reason: impl std::fmt::Display) -> Error {
+        Error::Corrupt {
+            db: self.name.clone(),
+            reason: reason.to_string(),
+        }
+    }
+}
+
+/// Writes the wanted pages of a record to the main file.
+fn write_record(
+    state: &mut State,
+    record: &Record,
+    wanted: impl Fn(Pgno, Checksum, &ChecksumTable) -> bool,
+) -> Result<()> {
+    let mut decoder = Decoder::new(record.reader())?;
+    let page_size = decoder.header().page_size;
+    let file = state.backing.get_or_create(Side::Database)?;
+    let mut page = vec![0; page_size.bytes()];
+    while let Some(pgno) = decoder.next_page(&mut page)? {
+        if wanted(pgno, ltx::page_checksum(pgno, &page), &state.table) {
+            file.write_all_at(&page, pgno.offset(page_size))
+                .map_err(Error::io("database.write", state.backing.path(Side::Database)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Which frames of a WAL that was found are not in the log.
+enum Start {
+    /// Those after this position.
+    After(WalPosition),
+    /// None: apply wrote them from the log.
+    Applied,
+}

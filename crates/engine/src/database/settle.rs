@@ -1,0 +1,153 @@
+//! Capture of commits that no request announces: journal modes MEMORY and OFF, PERSIST without syncs, raw writes, WAL
+//! frames whose wal-index header was stored just after the last sign of them.
+//!
+//! A database that may hold such a commit is watched: its locks tell when no transaction is under way. The engine never
+//! takes a lock for it, so no client ever finds the database busy because of this.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Database;
+use super::state::State;
+use crate::capture::wal::Until;
+use crate::error::Result;
+use crate::name::{DbName, Side};
+
+/// Raw writes count as finished when none came for this long.
+const PAUSE: Duration = Duration::from_millis(5);
+/// A client that holds its write lock for ever (EXCLUSIVE mode) and uses no journal has finished when it pauses this long.
+const LONG_PAUSE: Duration = Duration::from_millis(100);
+/// First and longest wait between two looks.
+const WAIT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+
+/// Databases that are watched.
+#[derive(Debug, Default)]
+pub(crate) struct Settler {
+    watched: Mutex<Watched>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Watched {
+    names: BTreeSet<DbName>,
+    closed: bool,
+}
+
+/// What a look at a watched database found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// Nothing is left to capture, or the next step of a client will be seen.
+    Settled,
+    /// A transaction may be under way.
+    Pending,
+}
+
+impl Settler {
+    /// Looks after the database until nothing is left to capture.
+    pub(crate) fn watch(&self, name: &DbName) {
+        let mut watched = self.watched.lock();
+        if !watched.names.contains(name) {
+            watched.names.insert(name.clone());
+            self.changed.notify_one();
+        }
+    }
+
+    /// Ends [`Settler::run`].
+    pub(crate) fn close(&self) {
+        self.watched.lock().closed = true;
+        self.changed.notify_one();
+    }
+
+    /// Looks at watched databases until closed. Runs on a thread of its own, which does not serve the mount.
+    pub(crate) fn run(&self, find: impl Fn(&DbName) -> Option<std::sync::Arc<Database>>) {
+        let mut wait = WAIT.0;
+        loop {
+            let names = {
+                let mut watched = self.watched.lock();
+                while watched.names.is_empty() && !watched.closed {
+                    self.changed.wait(&mut watched);
+                    wait = WAIT.0;
+                }
+                if watched.closed {
+                    return;
+                }
+                std::mem::take(&mut watched.names)
+            };
+            let pending: Vec<DbName> = names
+                .into_iter()
+                .filter(|name| is_pending(find(name).as_deref()))
+                .collect();
+            let mut watched = self.watched.lock();
+            if pending.is_empty() {
+                continue;
+            }
+            wait = if watched.names.is_empty() {
+                (wait * 2).min(WAIT.1)
+            } else {
+                WAIT.0
+            };
+            watched.names.extend(pending);
+            self.changed.wait_for(&mut watched, wait);
+        }
+    }
+}
+
+fn is_pending(db: Option<&Database>) -> bool {
+    let Some(db) = db else { return false };
+    match db.settle() {
+        Ok(found) => found == Found::Pending,
+        Err(error) => {
+            tracing::warn!(db = %db.name, %error, "cannot capture");
+            false
+        }
+    }
+}
+
+impl Database {
+    /// One look at the database.
+    fn settle(&self) -> Result<Found> {
+        if !self.shared.is_primary() || self.state.lock().backing.get(Side::Database)?.is_none() {
+            return Ok(Found::Settled);
+        }
+        let locks = self.locks()?;
+        let mut state = self.state.lock();
+        let more = self.capture_wal(&mut state, Until::Index)?;
+        let locked = locks.database_write_locked().unwrap_or(false);
+        let found = self.settle_pages(&mut state, locked, if locked { LONG_PAUSE } else { PAUSE })?;
+        Ok(if more { Found::Pending } else { found })
+    }
+
+    fn settle_pages(&self, state: &mut State, locked: bool, pause: Duration) -> Result<Found> {
+        if state.scratch.dirty().is_clean() {
+            return Ok(Found::Settled);
+        }
+        if state.backing.journal_is_hot()? {
+            // Its end will be seen; if its owner is gone, SQLite rolls it back when somebody opens the database.
+            return Ok(if locked { Found::Pending } else { Found::Settled });
+        }
+        if state.last_write.is_some_and(|at| at.elapsed() < pause) {
+            return Ok(Found::Pending);
+        }
+        self.capture_pages(state, 0)?;
+        if std::mem::take(&mut state.synced_writes) {
+            self.log.sync()?;
+        }
+        Ok(Found::Settled)
+    }
+
+    /// Captures what is committed at this moment, as far as it can be told without opening files on the mount.
+    pub(crate) fn settle_now(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        self.capture_wal(&mut state, Until::Index)?;
+        let locked = match self.cached_locks() {
+            Some(locks) => locks.database_write_locked().unwrap_or(false),
+            None => false,
+        };
+        if !locked {
+            self.settle_pages(&mut state, locked, Duration::ZERO)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,72 @@
+//! The mutable state of one database, behind its mutex.
+
+use std::time::Instant;
+
+use ltx::Pos;
+use sqlite_format::{PageSize, Pgno};
+
+use super::backing::Backing;
+use super::scratch::Scratch;
+use crate::capture::wal::Wal;
+use crate::checksums::ChecksumTable;
+use crate::error::{Error, Result};
+use crate::name::Side;
+
+/// State of a database. Invariant outside of the functions that change it: `table` and `pos` describe the same
+/// transaction, and the rolling checksum of the table is the checksum of `pos`.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// Position of what clients can read.
+    pub(crate) pos: Pos,
+    /// Checksum of every page at `pos`.
+    pub(crate) table: ChecksumTable,
+    /// Size of the database in pages at `pos`.
+    pub(crate) commit: u32,
+    /// Time of the last transaction.
+    pub(crate) timestamp_ms: i64,
+    /// Survives the process.
+    pub(crate) scratch: Scratch,
+    /// SQLite's files.
+    pub(crate) backing: Backing,
+    /// What is known of the WAL.
+    pub(crate) wal: Wal,
+    /// Why replication is suspended.
+    pub(crate) quarantine: Option<String>,
+    /// SQLite synced the main file in the transaction that is under way, so its commit must be durable too.
+    pub(crate) synced_writes: bool,
+    /// When the main file was last written, to tell a pause from a stream of raw writes.
+    pub(crate) last_write: Option<Instant>,
+    /// Why nothing may be written any more: a sync failed, and what is on disk is unknown.
+    pub(crate) poisoned: Option<String>,
+    /// Room for one page.
+    pub(crate) spare: Vec<u8>,
+}
+
+impl State {
+    pub(crate) fn page_size(&self) -> Option<PageSize> {
+        self.table.page_size()
+    }
+
+    /// Reads a page as a SQLite client would see it: from the newest committed frame, else from the main file; zeros
+    /// beyond its end.
+    pub(crate) fn read_page(&mut self, pgno: Pgno, page_size: PageSize, buf: &mut [u8]) -> Result<()> {
+        debug_assert_eq!(buf.len(), page_size.bytes());
+        if let Some(offset) = self.wal.page_offset(pgno) {
+            let read = self.backing.read_padded(Side::Wal, buf, offset)?;
+            if read == buf.len() {
+                return Ok(());
+            }
+            return Err(Error::Invalid(format!(
+                "WAL ends inside the frame of page {pgno}"
+            )));
+        }
+        self.backing
+            .read_padded(Side::Database, buf, pgno.offset(page_size))?;
+        Ok(())
+    }
+
+    /// Whether the page's content is what the last transaction left.
+    pub(crate) fn is_current(&self, pgno: Pgno, data: &[u8]) -> bool {
+        self.table.get(pgno) == Some(ltx::page_checksum(pgno, data))
+    }
+}

@@ -1,0 +1,111 @@
+//! Errors of the engine, kept apart by what the caller can do about them.
+
+use std::io;
+use std::path::PathBuf;
+
+use ltx::Pos;
+use thiserror::Error;
+
+use crate::name::{DbName, NameError};
+
+/// Result of an engine operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong in the engine.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A system call failed on a file of the backing tree.
+    #[error("{op} {}: {source}", path.display())]
+    Io {
+        /// Name of the call, such as `wal.read`.
+        op: &'static str,
+        /// The file it was for.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A call on the daemon's own files failed.
+    #[error(transparent)]
+    Disk(#[from] crate::disk::DiskError),
+    /// The checksum table of a database failed.
+    #[error(transparent)]
+    Checksums(#[from] crate::checksums::ChecksumsError),
+    /// The log of a database failed.
+    #[error(transparent)]
+    Log(#[from] crate::log::LogError),
+    /// Bytes that should be an LTX record are none.
+    #[error("invalid LTX record: {0}")]
+    Ltx(#[from] ltx::Error),
+    /// A name that no database can have.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The node is a replica: writes belong to the primary.
+    #[error("{0} is read-only here: this node is a replica, write on the primary")]
+    ReadOnly(DbName),
+    /// The record does not follow the database's position.
+    #[error("{db}: record follows {wanted}, but the position is {have}")]
+    PositionMismatch {
+        /// The database.
+        db: DbName,
+        /// Position of the last received record.
+        have: Pos,
+        /// Position that the record requires.
+        wanted: Pos,
+    },
+    /// A client holds locks that the operation needs; try again.
+    #[error("{db} is busy: a client holds {lock}")]
+    Busy {
+        /// The database.
+        db: DbName,
+        /// Which lock.
+        lock: &'static str,
+    },
+    /// Replication of this database is suspended.
+    #[error("{db} is not replicated: {reason}")]
+    Quarantined {
+        /// The database.
+        db: DbName,
+        /// Why.
+        reason: String,
+    },
+    /// The bytes on disk contradict the log.
+    #[error("{db} is corrupt: {reason}")]
+    Corrupt {
+        /// The database.
+        db: DbName,
+        /// What contradicts what.
+        reason: String,
+    },
+    /// No database of that name is known.
+    #[error("database not found: {0:?}")]
+    NotFound(String),
+    /// What was asked does not fit the state or the arguments.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl Error {
+    /// A failed system call on a backing file.
+    pub(crate) fn io(op: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { op, path, source }
+    }
+
+    /// The errno to answer a file system request with.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Error::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            Error::Disk(e) => e.source.raw_os_error().unwrap_or(libc::EIO),
+            Error::ReadOnly(_) => libc::EROFS,
+            Error::Busy { .. } => libc::EAGAIN,
+            Error::NotFound(_) => libc::ENOENT,
+            Error::Name(_) | Error::Invalid(_) => libc::EINVAL,
+            Error::Checksums(_)
+            | Error::Log(_)
+            | Error::Ltx(_)
+            | Error::PositionMismatch { .. }
+            | Error::Quarantined { .. }
+            | Error::Corrupt { .. } => libc::EIO,
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! All databases of a data directory, and the role of this node towards them.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ltx::{Pos, Txid};
+use parking_lot::{Mutex, RwLock};
+use sqlite_format::header::has_magic;
+
+use crate::database::Database;
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::kernel::{Direct, Kernel};
+use crate::layout;
+use crate::log::RetainPolicy;
+use crate::name::{DbName, Side};
+use crate::options::{Role, StoreOptions};
+use crate::shared::Shared;
+pub use crate::shared::Watcher;
+
+/// How long a change of the role waits for clients in the middle of something.
+const ROLE_PATIENCE: Duration = Duration::from_secs(5);
+/// A table is flushed when so many transactions are behind its last flush.
+const TABLE_LAG: u64 = 1000;
+/// Pause between two looks at the tables.
+const TABLE_LOOK: Duration = Duration::from_secs(1);
+
+/// The databases of a data directory.
+pub struct Store {
+    shared: Arc<Shared>,
+    databases: RwLock<BTreeMap<DbName, Arc<Database>>>,
+    cluster_id: Mutex<Option<String>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What of the logs may go.
+#[derive(Debug, Clone, Default)]
+pub struct Retention {
+    /// Records older than this may go; `None` keeps all.
+    pub max_age: Option<Duration>,
+    /// While a log is larger than this, its oldest records may go; `None` keeps all.
+    pub max_bytes: Option<u64>,
+    /// First record that somebody still needs, per database.
+    pub needed: BTreeMap<DbName, Txid>,
+    /// While a log is larger than this, its oldest records go whoever needs them.
+    pub hard_cap_bytes: Option<u64>,
+}
+
+impl Store {
+    /// Opens a data directory, creating it if need be. A database that cannot be opened is reported and left out.
+    pub fn open(dir: &Path, options: StoreOptions) -> Result<Arc<Store>> {
+        let disk = options.disk.clone();
+        let files = layout::files(dir);
+        disk.create_dir_all("store.mkdir", &files)?;
+        disk.create_dir_all("store.mkdir", &layout::databases(dir))?;
+        let cluster_path = dir.join("clusterid");
+        let cluster_id = match disk.exists("store.stat", &cluster_path)? {
+            true => Some(layout::read_text(&*disk, &cluster_path)?.trim().to_owned()),
+            false => None,
+        };
+        let shared = Arc::new(Shared {
+            dir: dir.to_owned(),
+            kernel: RwLock::new(Arc::new(Direct::new(&files))),
+            files,
+            options,
+            events: Default::default(),
+            changes: Default::default(),
+            settler: Default::default(),
+            checkpointer: Default::default(),
+            role: RwLock::new(Role::Replica),
+            primary: AtomicBool::new(false),
+            closed: Default::default(),
+            closing: Default::default(),
+        });
+        let mut databases = BTreeMap::new();
+        for (name, home) in layout::homes(&*disk, dir)? {
+            match Database::open(shared.clone(), name.clone(), home) {
+                Ok(db) => {
+                    databases.insert(name, db);
+                }
+                Err(error) => {
+                    tracing::error!(db = %name, %error, "cannot open the database, going on without it")
+                }
+            }
+        }
+        Ok(Arc::new(Store {
+            shared,
+            databases: RwLock::new(databases),
+            cluster_id: Mutex::new(cluster_id.filter(|id| !id.is_empty())),
+            threads: Mutex::new(Vec::new()),
+        }))
+    }
+
+    /// Begins to work with the mount, once it exists.
+    pub fn start(self: &Arc<Self>, kernel: Arc<dyn Kernel>) -> Result<()> {
+        *self.shared.kernel.write() = kernel;
+        let weak = Arc::downgrade(self);
+        let shared = self.shared.clone();
+        self.spawn("litefs-settle", move || {
+            shared
+                .settler
+                .run(|name| weak.upgrade().and_then(|store| store.database(name)));
+        })?;
+        let shared = self.shared.clone();
+        self.spawn("litefs-ckpt", move || shared.checkpointer.run(|| shared.kernel()))?;
+        let weak = Arc::downgrade(self);
+        let shared = self.shared.clone();
+        self.spawn("litefs-flush", move || {
+            while shared.wait_closed(TABLE_LOOK) {
+                let databases = weak.upgrade().map(|store| store.databases()).unwrap_or_default();
+                for db in databases {
+                    if let Err(error) = db.flush_if_behind(TABLE_LAG) {
+                        tracing::warn!(db = %db.name(), %error, "cannot flush the checksum table");
+                    }
+                }
+            }
+        })
+    }
+
+    fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
+        let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+        let thread = spawned.map_err(Error::io("thread.spawn", name))?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    /// The data directory.
+    pub fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
+    /// The backing tree that the mount mirrors.
+    pub fn files_dir(&self) -> &Path {
+        &self.shared.files
+    }
+
+    /// Identifies this process in the records that it makes.
+    pub fn node_id(&self) -> u64 {
+        self.shared.options.node_id
+    }
+
+    /// A database by name.
+    pub fn database(&self, name: &DbName) -> Option<Arc<Database>> {
+        self.databases.read().get(name).cloned()
+    }
+
+    /// All databases by name, dropped ones included.
+    pub fn databases(&self) -> Vec<Arc<Database>> {
+        self.databases.read().values().cloned().collect()
+    }
+
+    /// Positions after all that clients have committed so far was captured.
+    pub fn positions(&self) -> Result<BTreeMap<DbName, Pos>> {
+        self.databases()
+            .into_iter()
+            .map(|db| Ok((db.name().clone(), db.drain()?)))
+            .collect()
+    }
+
+    /// Positions of the last records in the logs: where replication goes on.
+    pub fn received(&self) -> BTreeMap<DbName, Pos> {
+        self.databases()
+            .into_iter()
+            .map(|db| (db.name().clone(), db.received()))
+            .collect()
+    }
+
+    /// Events from now on. A subscriber that falls far behind finds its channel closed.
+    pub fn subscribe(&self) -> Receiver<Event> {
+        self.shared.events.subscribe()
+    }
+
+    /// Calls the watcher, until it is dropped, whenever a database has a new position. It is called under locks of the
+    /// engine: it must only note the name and wake somebody up.
+    pub fn watch(&self, watcher: &Watcher) {
+        self.shared.changes.watch(watcher);
+    }
+
+    /// The role of this node.
+    pub fn role(&self) -> Role {
+        *self.shared.role.read()
+    }
+
+    /// The cluster that the data belongs to, if that is known.
+    pub fn cluster_id(&self) -> Option<String> {
+        self.cluster_id.lock().clone()
+    }
+
+    /// Ties the data to a cluster, durably.
+    pub fn set_cluster_id(&self, id: &str) -> Result<()> {
+        let mut known = self.cluster_id.lock();
+        layout::write_text(
+            &*self.shared.options.disk,
+            &self.shared.dir.join("clusterid"),
+            &format!("{id}\n"),
+        )?;
+        *known = Some(id.to_owned());
+        Ok(())
+    }
+
+    /// Which file of which database a path relative to the mount is.
+    pub fn classify(&self, relative: &[u8]) -> Option<(DbName, Side)> {
+        DbName::classify(relative)
+    }
+
+    /// Begins to replicate a file that has become a database. What it holds becomes the first transaction.
+    pub fn attach(&self, name: &DbName) -> Result<Arc<Database>> {
+        if let Some(db) = self.database(name) {
+            return Ok(db);
+        }
+        if !self.shared.is_primary() {
+            return Err(Error::ReadOnly(name.clone()));
+        }
+        let db = self.create(name)?;
+        db.expect_content();
+        Ok(db)
+    }
+
+    fn create(&self, name: &DbName) -> Result<Arc<Database>> {
+        let mut databases = self.databases.write();
+        if let Some(db) = databases.get(name) {
+            return Ok(db.clone());
+        }
+        let home = layout::make_home(&*self.shared.options.disk, &self.shared.dir, name)?;
+        let db = Database::open(self.shared.clone(), name.clone(), home)?;
+        databases.insert(name.clone(), db.clone());
+        Ok(db)
+    }
+
+    /// A file got another name. The old name's database is dropped, the new one's replaced.
+    pub fn rename(&self, from: &DbName, to: &DbName, op: crate::FileOp<'_>) -> Result<()> {
+        let (old, new) = (self.database(from), self.database(to));
+        if !self.shared.is_primary() && (old.is_some() || new.is_some()) {
+            return Err(Error::ReadOnly(from.clone()));
+        }
+        if let Some(old) = &old {
+            old.drain()?;
+        }
+        op().map_err(Error::io(
+            "database.rename",
+            self.shared.files.join(from.as_str()),
+        ))?;
+        if let Some(old) = &old {
+            old.moved_away()?;
+        }
+        if self.is_database_file(&to.file_in(&self.shared.files, Side::Database)) {
+            self.attach(to)?.expect_content();
+        }
+        Ok(())
+    }
+
+    fn is_database_file(&self, path: &Path) -> bool {
+        let mut head = [0; 16];
+        std::fs::File::open(path)
+            .and_then(|mut file| file.read_exact(&mut head))
+            .is_ok()
+            && has_magic(&head)
+    }
+
+    /// A replica takes a record from the primary: see [`Database::received`] and [`Database::position`].
+    pub fn receive(&self, name: &DbName, ltx: &mut dyn Read) -> Result<Pos> {
+        if self.shared.is_primary() {
+            return Err(Error::Invalid(format!("{name}: a primary does not take records")));
+        }
+        self.create(name)?.receive(ltx)
+    }
+
+    /// Sets aside the records behind `after`, which the primary does not have. Returns where they are, if there were any.
+    pub fn archive_tail(&self, name: &DbName, after: Txid) -> Result<Option<PathBuf>> {
+        match self.database(name) {
+            Some(db) => db.archive_tail(after),
+            None => Ok(None),
+        }
+    }
+
+    /// Replaces or creates a database with the content of a SQLite file. Only on the primary.
+    pub fn import(&self, name: &DbName, body: &mut dyn Read) -> Result<Pos> {
+        if !self.shared.is_primary() {
+            return Err(Error::ReadOnly(name.clone()));
+        }
+        let image = crate::import::Image::spool(&self.shared.dir, body)?;
+        self.create(name)?.import(&image)
+    }
+
+    /// Removes a database as `unlink` on the mount would. Only on the primary.
+    pub fn drop_database(&self, name: &DbName) -> Result<Pos> {
+        let db = self
+            .database(name)
+            .ok_or_else(|| Error::NotFound(name.to_string()))?;
+        if !self.shared.is_primary() {
+            return Err(Error::ReadOnly(name.clone()));
+        }
+        let files = self.shared.files.clone();
+        db.unlink_database(&mut || {
+            for side in Side::ALL {
+                match std::fs::remove_file(name.file_in(&files, side)) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                    Ok(()) | Err(_) => {}
+                }
+            }
+            Ok(())
+        })?;
+        let kernel = self.shared.kernel();
+        for side in Side::ALL {
+            kernel.invalidate_entry(name, side);
+        }
+        Ok(db.position())
+    }
+
+    /// Changes the role. Becoming the primary first applies all that was received; becoming a replica first fences
+    /// writers and captures what they committed.
+    pub fn set_role(&self, role: Role) -> Result<()> {
+        let before = self.role();
+        match (before.is_primary(), role.is_primary()) {
+            (false, true) => self.promote(role),
+            (true, false) => self.demote(role),
+            (true, true) | (false, false) => {
+                *self.shared.role.write() = role;
+                Ok(())
+            }
+        }
+    }
+
+    fn promote(&self, role: Role) -> Result<()> {
+        let deadline = Instant::now() + ROLE_PATIENCE;
+        for db in self.databases() {
+            if let Err(error) = db.apply_pending(deadline) {
+                // The database stays behind its log until its clients let go; its records are not lost.
+                tracing::warn!(db = %db.name(), %error, "becoming primary with records that are not applied yet");
+                return Err(error);
+            }
+        }
+        *self.shared.role.write() = role;
+        self.shared.primary.store(true, Ordering::Release);
+        for db in self.databases() {
+            db.unfence();
+            self.shared.settler.watch(db.name());
+        }
+        self.attach_files(&self.shared.files.clone(), &mut Vec::new());
+        Ok(())
+    }
+
+    fn demote(&self, role: Role) -> Result<()> {
+        *self.shared.role.write() = role;
+        self.shared.primary.store(false, Ordering::Release);
+        let deadline = Instant::now() + ROLE_PATIENCE;
+        for db in self.databases() {
+            db.fence(deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches databases that were put into the backing tree while nobody looked.
+    fn attach_files(&self, dir: &Path, prefix: &mut Vec<u8>) {
+        let Ok(entries) = std::fs::read_dir(dir) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let len = prefix.len();
+            if len > 0 {
+                prefix.push(b'/');
+            }
+            prefix.extend_from_slice(entry.file_name().as_bytes());
+            match (entry.file_type(), DbName::classify(prefix)) {
+                (Ok(kind), _) if kind.is_dir() => self.attach_files(&entry.path(), prefix),
+                (Ok(kind), Some((name, Side::Database)))
+                    if kind.is_file()
+                        && self.database(&name).is_none()
+                        && self.is_database_file(&entry.path()) =>
+                {
+                    if let Err(error) = self.attach(&name) {
+                        tracing::warn!(db = %name, %error, "cannot replicate a file that looks like a database");
+                    }
+                }
+                (Ok(_) | Err(_), _) => {}
+            }
+            prefix.truncate(len);
+        }
+    }
+
+    /// Housekeeping, to be called now and then: lets go of old records.
+    pub fn maintain(&self, retention: &Retention) {
+        for db in self.databases() {
+            if let Err(error) = db.maintain(retention) {
+                tracing::warn!(db = %db.name(), %error, "housekeeping failed");
+            }
+        }
+    }
+
+    /// A clean stop: captures, flushes, and lets the next start know.
+    pub fn close(&self) -> Result<()> {
+        self.shared.close();
+        self.shared.settler.close();
+        self.shared.checkpointer.close();
+        for thread in self.threads.lock().drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the store panicked");
+            }
+        }
+        let mut outcome = Ok(());
+        for db in self.databases() {
+            if let Err(error) = db.close() {
+                tracing::error!(db = %db.name(), %error, "cannot close the database in order");
+                outcome = Err(error);
+            }
+        }
+        outcome
+    }
+}
+
+/// The policy for one database.
+pub(crate) fn retain_policy(retention: &Retention, name: &DbName, table: Txid) -> RetainPolicy {
+    let needed = retention.needed.get(name).copied();
+    // What the table was last flushed at and what follows is needed to bring it up to date after a crash.
+    let keep_from = needed.map_or(table, |needed| needed.min(table));
+    RetainPolicy {
+        max_age_ms: retention.max_age.map(|age| age.as_millis() as u64),
+        max_bytes: retention.max_bytes,
+        keep_from: Some(keep_from),
+        hard_cap_bytes: retention.hard_cap_bytes,
+    }
+}
