@@ -9,7 +9,8 @@
 //! 5. [`execution`] runs one file in one directory, as an ordinary user, through [`child`].
 //! 6. [`transcript`] reads what it printed.
 //! 7. [`verdict`] compares the mount with native: the same set of passed case names.
-//! 8. [`expectations`] is the ratchet, and [`report`] tells the result.
+//! 8. With a replica, [`replica`] compares every database that a file left behind.
+//! 9. [`expectations`] is the ratchet, and [`report`] tells the result.
 //!
 //! The runner knows the daemon as a process, `litefs.yml` and the HTTP API, nothing else.
 
@@ -22,6 +23,7 @@ pub mod expectations;
 pub mod fixture;
 pub mod interrupt;
 pub mod mount;
+pub mod replica;
 pub mod report;
 pub mod run;
 pub mod source;

@@ -14,7 +14,7 @@ use clap::{Args, Parser};
 use crate::cache::Cache;
 use crate::fixture::{Fixture, Options};
 use crate::source::{self, Request};
-use crate::{interrupt, report};
+use crate::{interrupt, replica, report};
 
 /// SQLite's own TCL test suite on a litefs mount, compared with a plain directory.
 #[derive(Debug, Parser)]
@@ -28,6 +28,13 @@ pub enum Command {
     Run(Box<run::RunArgs>),
     /// List the test files of a permutation.
     List(run::ListArgs),
+    /// Find the databases below a directory of a mount and settle copies of them.
+    #[command(hide = true)]
+    Inspect {
+        directory: PathBuf,
+        copies: PathBuf,
+        list: PathBuf,
+    },
     /// Write the conformance page from the results of the last full runs.
     Report(ReportArgs),
 }
@@ -118,6 +125,14 @@ impl Command {
             }
             Command::Run(args) => args.run(),
             Command::List(args) => args.run(),
+            Command::Inspect {
+                directory,
+                copies,
+                list,
+            } => {
+                replica::inspect::inspect(&directory, &copies, &list)?;
+                Ok(ExitCode::SUCCESS)
+            }
             Command::Report(args) => args.run(),
         }
     }

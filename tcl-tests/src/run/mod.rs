@@ -5,7 +5,7 @@ mod progress;
 mod result;
 mod slot;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 pub use progress::Progress;
-pub use result::{FileResult, FileSummary, RunResult, Side, Summary};
+pub use result::{Databases, FileResult, FileSummary, RunResult, Side, Summary};
 
 use crate::baseline::Baseline;
 use crate::execution::Bench;
@@ -72,16 +72,15 @@ impl Plan {
             std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
         }
         let start = Instant::now();
-        let mut files = self.files.clone();
-        let expected: Vec<f64> = files.iter().map(|file| self.expected_seconds(file)).collect();
-        let mut order: Vec<usize> = (0..files.len()).collect();
-        // Longest first, so that no slot sits on a long file when the others have nothing left.
-        order.sort_by(|a, b| expected[*b].total_cmp(&expected[*a]));
-        files = order
+        let weights: BTreeMap<String, f64> = self
+            .files
             .iter()
-            .map(|index| std::mem::take(&mut files[*index]))
+            .map(|file| (file.clone(), self.expected_seconds(file)))
             .collect();
-        let mut progress = Progress::new(files.len(), expected.iter().sum());
+        let mut files: Vec<String> = weights.keys().cloned().collect();
+        // Longest first, so that no slot sits on a long file when the others have nothing left.
+        files.sort_by(|a, b| weights[b].total_cmp(&weights[a]));
+        let mut progress = Progress::new(weights);
         let (mut results, mut findings) = self.run_all(files, &mut progress)?;
         findings.extend(self.run_again(&mut results, &mut progress)?);
         progress.finish();

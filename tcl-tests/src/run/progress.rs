@@ -15,7 +15,8 @@ pub struct Progress {
     done: usize,
     counts: BTreeMap<Status, usize>,
     different: usize,
-    /// Native seconds expected in all, and of the files that are done: what the estimate is made from.
+    /// What each file was expected to take, in all, and of the files that are done: what the estimate is made from.
+    weights: BTreeMap<String, f64>,
     expected: f64,
     passed: f64,
     start: Instant,
@@ -31,7 +32,9 @@ fn units(seconds: f64) -> u64 {
 }
 
 impl Progress {
-    pub fn new(files: usize, expected: f64) -> Progress {
+    /// Expected seconds of each file; only their proportions matter.
+    pub fn new(weights: BTreeMap<String, f64>) -> Progress {
+        let expected = weights.values().sum();
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(units(expected));
             let style =
@@ -43,7 +46,8 @@ impl Progress {
         let now = Instant::now();
         Progress {
             bar,
-            files,
+            files: weights.len(),
+            weights,
             done: 0,
             counts: BTreeMap::new(),
             different: 0,
@@ -61,7 +65,7 @@ impl Progress {
             self.different += 1;
             self.note(&describe(result));
         }
-        let weight = result.native.seconds.min(self.expected - self.passed).max(0.0);
+        let weight = self.weights.get(&result.file).copied().unwrap_or(0.0);
         self.passed += weight;
         match &self.bar {
             Some(bar) => {

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{FileResult, Layout, Native, Plan};
+use super::{Databases, FileResult, Layout, Native, Plan};
 use crate::execution::{FileRun, Outcome, Place};
-use crate::mount::Mount;
+use crate::mount::{Litefs, Mount, Spec};
+use crate::replica::{Checked, Checker};
 use crate::transcript::Transcript;
 
 pub(super) struct Slot<'a> {
@@ -15,6 +16,7 @@ pub(super) struct Slot<'a> {
     home: PathBuf,
     scratch: PathBuf,
     mount: Option<Mount>,
+    replica: Option<(Mount, Checker)>,
     /// Data directories are numbered: a mount that died leaves its own for the post-mortem.
     mounts: u32,
     files: u32,
@@ -36,6 +38,7 @@ impl<'a> Slot<'a> {
             home,
             scratch,
             mount: None,
+            replica: None,
             mounts: 0,
             files: 0,
             findings: Vec::new(),
@@ -45,8 +48,9 @@ impl<'a> Slot<'a> {
     pub(super) fn run(&mut self, file: &str, native: Native) -> Result<FileResult> {
         let native = self.native(file, native)?;
         let limit = self.plan.mount_limit(native.seconds);
-        let mount = self.mounted(file, limit)?;
-        let result = FileResult::new(file, native, mount);
+        let (mount, databases) = self.mounted(file, limit)?;
+        let mut result = FileResult::new(file, native, mount);
+        result.databases = databases;
         self.keep_logs(&result)?;
         self.limit_data();
         Ok(result)
@@ -74,7 +78,14 @@ impl<'a> Slot<'a> {
         Ok(run)
     }
 
-    fn mounted(&mut self, file: &str, limit: Duration) -> Result<FileRun> {
+    fn mounted(&mut self, file: &str, limit: Duration) -> Result<(FileRun, Databases)> {
+        let mut checked = Checked::default();
+        let mut run = self.mounted_run(file, limit, &mut checked)?;
+        run.findings.append(&mut checked.findings);
+        Ok((run, checked.databases))
+    }
+
+    fn mounted_run(&mut self, file: &str, limit: Duration, checked: &mut Checked) -> Result<FileRun> {
         if let Err(reason) = self.ready() {
             return Ok(dead(reason));
         }
@@ -90,7 +101,7 @@ impl<'a> Slot<'a> {
         };
         let place = self.place(directory, "mount");
         if let Err(reason) = self.plan.bench.prepare(&place.directory) {
-            self.mount = None;
+            self.drop_mounts();
             return Ok(dead(reason));
         }
         let mut run = self.plan.bench.test(&place, file, limit)?;
@@ -98,8 +109,11 @@ impl<'a> Slot<'a> {
         if let Err(reason) = mount.check() {
             run.outcome = Outcome::MountDied;
             run.findings.push(reason);
-            self.mount = None;
+            self.drop_mounts();
             return Ok(run);
+        }
+        if let Some((_, checker)) = &self.replica {
+            *checked = checker.check(&place.directory, &self.prefix(file));
         }
         match self.plan.layout {
             Layout::Directory => run.findings.extend(self.plan.bench.clean(&place.directory).err()),
@@ -118,13 +132,52 @@ impl<'a> Slot<'a> {
                 // Between two files: none of them can be blamed, so the run as a whole is.
                 Err(reason) => self.findings.push(format!("between two files: {reason}")),
             }
-            self.mount = None;
+            self.drop_mounts();
         }
         self.mounts += 1;
-        let home = self.home.join(format!("m{}", self.mounts));
+        let home = self.mount_home();
         let mount = Mount::start(&self.plan.spec, &home).map_err(|error| format!("{error:#}"))?;
+        if self.plan.replica {
+            self.replica = Some(
+                self.follow(&mount, &home)
+                    .map_err(|error| format!("replica: {error:#}"))?,
+            );
+        }
         self.mount = Some(mount);
         Ok(())
+    }
+
+    /// A second node that follows the first.
+    fn follow(&self, primary: &Mount, home: &Path) -> Result<(Mount, Checker)> {
+        let (Spec::Litefs(litefs), Some(url)) = (&self.plan.spec, primary.api()) else {
+            anyhow::bail!("only litefs has replicas");
+        };
+        let spec = Spec::Litefs(Litefs {
+            primary: Some(url.to_string()),
+            ..litefs.clone()
+        });
+        let replica = Mount::start(&spec, &home.join("replica"))?;
+        let api = replica.api().context("the replica's API")?;
+        let checker = Checker::new(url, api, home.to_path_buf())?;
+        Ok((replica, checker))
+    }
+
+    /// What the names of a file's databases begin with on the node.
+    fn prefix(&self, file: &str) -> String {
+        match self.plan.layout {
+            Layout::Directory => format!("{}/", stem(file)),
+            Layout::Root => String::new(),
+        }
+    }
+
+    fn mount_home(&self) -> PathBuf {
+        self.home.join(format!("m{}", self.mounts))
+    }
+
+    /// Ends what is left of a mount that cannot be used any more.
+    fn drop_mounts(&mut self) {
+        self.replica = None;
+        self.mount = None;
     }
 
     fn place(&self, directory: PathBuf, side: &str) -> Place {
@@ -156,23 +209,26 @@ impl<'a> Slot<'a> {
 
     fn limit_data(&mut self) {
         self.files += 1;
-        if self.files.is_multiple_of(LOOK_AT_DATA_EVERY) && self.mount.is_some() {
-            let data = self.home.join(format!("m{}/data", self.mounts));
-            if size(&data) > DATA_LIMIT {
-                self.stop_mount();
-            }
+        if self.files.is_multiple_of(LOOK_AT_DATA_EVERY)
+            && self.mount.is_some()
+            && size(&self.mount_home().join("data")) > DATA_LIMIT
+        {
+            self.stop_mount();
         }
     }
 
     fn stop_mount(&mut self) {
-        let Some(mount) = self.mount.take() else { return };
-        match mount.stop() {
+        let replica = self.replica.take().map(|(mount, _)| mount);
+        let ends = [replica, self.mount.take()]
+            .into_iter()
+            .flatten()
+            .map(Mount::stop);
+        let findings: Vec<String> = ends.filter_map(Result::err).collect();
+        if findings.is_empty() {
             // The data directory of a mount without fault is of no further use.
-            Ok(()) => {
-                let _ = std::fs::remove_dir_all(self.home.join(format!("m{}", self.mounts)));
-            }
-            Err(finding) => self.findings.push(finding),
+            let _ = std::fs::remove_dir_all(self.mount_home());
         }
+        self.findings.extend(findings);
     }
 }
 
