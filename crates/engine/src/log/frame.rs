@@ -25,7 +25,7 @@ use super::record::{Origin, RecordInfo, RecordMeta, WalPosition};
 
 pub(super) const HEADER_LEN: usize = 128;
 const MAGIC: [u8; 4] = *b"LFR1";
-const ALIGNMENT: u64 = 8;
+pub(super) const ALIGNMENT: u64 = 8;
 
 /// Bytes a record with a payload of `len` bytes takes in a segment.
 pub(super) fn frame_len(len: u64) -> u64 {

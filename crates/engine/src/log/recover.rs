@@ -9,10 +9,13 @@ use std::sync::Arc;
 use ltx::Txid;
 
 use super::error::{LogError, Result};
-use super::frame::{HEADER_LEN, frame_len};
+use super::frame::{ALIGNMENT, FrameHeader, HEADER_LEN, frame_len};
 use super::record::RecordInfo;
 use super::segment::{Index, Segment, UNFINISHED, parse_file_name, read_header};
 use crate::disk::{Disk, DiskFile, OpenMode};
+
+/// How much is searched at once behind a torn end.
+const SEARCH: usize = 1 << 20;
 
 /// A torn end that was cut off.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,10 +138,39 @@ fn scan_last(disk: &Arc<dyn Disk>, path: &Path) -> Result<End> {
         repair: None,
     };
     if end.offset < len {
+        check_torn(&*file, path, end.offset, len)?;
         end.repair = Some(cut(&*file, path, end.offset, len)?);
         end.durable = end.offset;
     }
     Ok(end)
+}
+
+/// A later record that says that bytes behind `end` were durable proves that this is no torn end but damage, which
+/// must not be answered by throwing away what follows it.
+fn check_torn(file: &dyn DiskFile, path: &Path, end: u64, len: u64) -> Result<()> {
+    let mut window = vec![0; SEARCH + HEADER_LEN];
+    let mut start = end;
+    while start < len {
+        let count = file.read_at("log.open.search", &mut window, start)?;
+        for at in (0..count.min(SEARCH)).step_by(ALIGNMENT as usize) {
+            let bytes = window[..count]
+                .get(at..at + HEADER_LEN)
+                .and_then(|bytes| bytes.try_into().ok());
+            let Some(header) = bytes.and_then(FrameHeader::decode) else {
+                continue;
+            };
+            if header.durable > end {
+                let reason = format!("no whole record, but {} follows", header.info.min);
+                return Err(LogError::Corrupt {
+                    path: path.to_owned(),
+                    offset: end,
+                    reason,
+                });
+            }
+        }
+        start += SEARCH as u64;
+    }
+    Ok(())
 }
 
 /// Cuts the torn end off, durably: what is appended next must not find it behind itself after another crash.

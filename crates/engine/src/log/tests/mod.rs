@@ -8,8 +8,11 @@ use super::*;
 use crate::disk::sim::SimDisk;
 
 mod basics;
+mod concurrent;
+mod cost;
 mod crash;
 mod model;
+mod retention;
 
 pub(super) const DIR: &str = "/db/log";
 pub(super) const PAGE: usize = 512;
@@ -20,6 +23,14 @@ pub(super) fn disk(seed: u64) -> SimDisk {
     disk.create_dir_all("test", Path::new("/db")).unwrap();
     disk.sync_dir("test", Path::new("/")).unwrap();
     disk
+}
+
+pub(super) fn file(history: u32, first: u64) -> String {
+    format!("{DIR}/{history:08x}-{first:016x}.log")
+}
+
+pub(super) fn segments(disk: &SimDisk) -> usize {
+    disk.list("test", Path::new(DIR)).unwrap().len()
 }
 
 pub(super) fn options() -> LogOptions {
