@@ -224,7 +224,7 @@ fn a_one_way_partition_lets_the_other_way_through() {
     send(&a, 3, 0..10);
     assert_eq!(collect(&a), (0..10).collect::<Vec<_>>());
     assert_eq!(collect(&c), (0..10).collect::<Vec<_>>());
-    assert_eq!(collect(&b), []);
+    assert!(collect(&b).is_empty());
     network.heal(false).unwrap();
     send(&a, 2, 10..20);
     assert_eq!(collect(&b), (10..20).collect::<Vec<_>>());
@@ -246,7 +246,7 @@ fn what_is_under_way_when_a_link_is_cut_does_not_arrive() {
         .unwrap();
     send(&a, 2, 0..10);
     network.cut(&[direction(1, 2)]).unwrap();
-    assert_eq!(collect(&b), []);
+    assert!(collect(&b).is_empty());
 }
 
 #[test]

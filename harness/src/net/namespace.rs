@@ -3,8 +3,11 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
 
@@ -60,6 +63,37 @@ impl NetNamespace {
             .name(name.into())
             .spawn(inside)
             .map_err(Error::system(format!("starting thread {name}")))
+    }
+
+    pub(crate) fn try_clone(&self) -> Result<Self> {
+        self.0
+            .try_clone()
+            .map(Self)
+            .map_err(Error::system("duplicating a namespace descriptor"))
+    }
+
+    /// Kills every process inside: helpers a daemon left behind, forgotten shells.
+    pub(crate) fn kill_processes(&self) {
+        let identity = |file: io::Result<std::fs::Metadata>| file.ok().map(|file| (file.dev(), file.ino()));
+        let Some(ours) = identity(self.0.metadata()) else {
+            return;
+        };
+        let Ok(processes) = std::fs::read_dir("/proc") else {
+            return;
+        };
+        for process in processes.flatten() {
+            let Some(pid) = process
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<i32>().ok())
+            else {
+                continue;
+            };
+            if identity(std::fs::metadata(process.path().join("ns/net"))) == Some(ours) {
+                tracing::info!(pid, "killing a process left in a namespace of the cluster");
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
     }
 
     pub(crate) fn raw_fd(&self) -> RawFd {

@@ -1,0 +1,593 @@
+//! A cluster as a value: the library's face, and all the command line is made of.
+//!
+//! Calls block; do not use it inside an async runtime. A cluster made with [`Keep::No`] is destroyed when the value is dropped, and also
+//! when the process that made it ends without dropping anything.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::binary::{self, Wanted};
+use crate::control::{self, ProcessState, Request, SupervisorState};
+use crate::directory::{self, ClusterDirectory};
+use crate::enter::enter;
+use crate::error::{Error, Result};
+use crate::spec::{ClusterSpec, Durability, LeaseKind, Passthrough};
+use crate::sql::{self, Rows};
+use crate::station::Station;
+use crate::status::{ClusterStatus, NodeRole};
+use crate::supervisor;
+use crate::verify::{self, Verification};
+use crate::wait::Condition;
+use crate::wire::{Direction, LinkPolicy};
+
+const SUPERVISOR_START: Duration = Duration::from_secs(30);
+const STOP: Duration = Duration::from_secs(30);
+/// Between two looks at a cluster that is waited for.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// Whether a cluster outlives the value that made it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    Yes,
+    #[default]
+    No,
+}
+
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// A made-up name if empty.
+    pub name: String,
+    pub nodes: usize,
+    pub keep: Keep,
+    pub litefs: Wanted,
+    pub lease: LeaseKind,
+    pub passthrough: Passthrough,
+    pub durability: Durability,
+    pub ttl: Duration,
+    pub lock_delay: Duration,
+    pub debug_log: bool,
+    pub seed: u64,
+    /// [`directory::root`] if not given.
+    pub root: Option<PathBuf>,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            nodes: 3,
+            keep: Keep::No,
+            litefs: Wanted::default(),
+            lease: LeaseKind::Embedded,
+            passthrough: Passthrough::Auto,
+            durability: Durability::Follow,
+            ttl: Duration::from_secs(10),
+            lock_delay: Duration::from_secs(1),
+            debug_log: false,
+            seed: 1,
+            root: None,
+        }
+    }
+}
+
+pub struct Cluster {
+    directory: ClusterDirectory,
+    runtime: tokio::runtime::Runtime,
+    keep: Keep,
+}
+
+impl Cluster {
+    /// Makes a cluster, or brings a stopped one of that name back with its data, and returns once its supervisor has started all
+    /// processes. [`Self::wait_until_ready`] tells when it is of use.
+    pub fn up(options: ClusterOptions) -> Result<Self> {
+        let root = options.root.clone().map_or_else(directory::root, Ok)?;
+        let name = match options.name.as_str() {
+            "" => format!("test-{}-{:08x}", std::process::id(), rand::random::<u32>()),
+            name => name.to_owned(),
+        };
+        let directory = ClusterDirectory::of(&root, &name)?;
+        if directory.is_running()? {
+            let hint = format!("litefs-dev status --name {name}, or litefs-dev down --name {name} first");
+            return Err(Error::refused(format!("cluster {name} is running already"), hint));
+        }
+        check_fuse_device()?;
+        let spec = spec(&options, &directory)?;
+        std::fs::create_dir_all(directory.path()).map_err(Error::file("creating", directory.path()))?;
+        let directory = ClusterDirectory::at(directory.path())?;
+        directory.save_spec(&spec)?;
+        let cluster = Self {
+            directory,
+            runtime: runtime()?,
+            keep: options.keep,
+        };
+        cluster.start_supervisor()?;
+        Ok(cluster)
+    }
+
+    /// The cluster of that name; without a name the only one there is. It is kept when the value is dropped.
+    pub fn open(name: Option<&str>) -> Result<Self> {
+        let root = directory::root()?;
+        let all = ClusterDirectory::all(&root)?;
+        let found = match (name, all.as_slice()) {
+            (Some(name), _) => {
+                let directory = ClusterDirectory::of(&root, name)?;
+                Some(directory)
+                    .filter(ClusterDirectory::exists)
+                    .ok_or_else(|| no_such(name, &all))?
+            }
+            (None, [only]) => only.clone(),
+            (None, []) => {
+                return Err(Error::refused(
+                    format!("no cluster in {}", root.display()),
+                    "litefs-dev up 3",
+                ));
+            }
+            (None, _) => {
+                let hint = format!("choose one with --name: {}", names(&all));
+                return Err(Error::refused("there are several clusters", hint));
+            }
+        };
+        let directory = ClusterDirectory::at(found.path())?;
+        Ok(Self {
+            directory,
+            runtime: runtime()?,
+            keep: Keep::Yes,
+        })
+    }
+
+    pub fn name(&self) -> String {
+        self.directory.name()
+    }
+
+    pub fn directory(&self) -> &ClusterDirectory {
+        &self.directory
+    }
+
+    /// Node number `number`, counted from 1.
+    pub fn node(&self, number: usize) -> Result<Node<'_>> {
+        Station::node(number).map(|station| self.at(station))
+    }
+
+    /// The node (or lease server) `station`.
+    pub fn at(&self, station: Station) -> Node<'_> {
+        Node {
+            cluster: self,
+            station,
+        }
+    }
+
+    /// The node that says it is primary.
+    pub fn primary(&self) -> Result<Node<'_>> {
+        let status = self.status()?;
+        let primary = status.primaries().next().map(|node| node.name);
+        primary
+            .map(|station| self.at(station))
+            .ok_or_else(|| Error::Invalid(format!("no primary: {}", status.summary())))
+    }
+
+    /// The nodes that say they are replicas.
+    pub fn replicas(&self) -> Result<Vec<Node<'_>>> {
+        let replica =
+            |node: &crate::status::NodeStatus| (node.role == NodeRole::Replica).then(|| self.at(node.name));
+        Ok(self.status()?.nodes.iter().filter_map(replica).collect())
+    }
+
+    pub fn status(&self) -> Result<ClusterStatus> {
+        if !self.directory.is_running()? {
+            let spec = self.directory.spec()?;
+            return Ok(ClusterStatus::stopped(&self.directory, spec.node_stations()));
+        }
+        let supervisor = self.call(&Request::State)?;
+        Ok(self
+            .runtime
+            .block_on(ClusterStatus::collect(&self.directory, supervisor)))
+    }
+
+    /// Waits until the condition holds; returns how long that took.
+    pub fn wait(&self, condition: &Condition, timeout: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        loop {
+            let status = self.status()?;
+            let waited = start.elapsed();
+            if condition.holds(&status) {
+                return Ok(waited);
+            }
+            if waited >= timeout || !status.running {
+                let (what, seen) = (condition.to_string(), status.summary());
+                return Err(Error::Timeout { what, waited, seen });
+            }
+            std::thread::sleep(GLANCE);
+        }
+    }
+
+    /// Waits until the cluster is of use; gives up as soon as a node has ended.
+    pub fn wait_until_ready(&self, timeout: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        loop {
+            match self.wait(&Condition::Settled, GLANCE) {
+                Ok(_) => return Ok(start.elapsed()),
+                Err(Error::Timeout { what, seen, .. }) => {
+                    self.check_processes()?;
+                    let waited = start.elapsed();
+                    if waited >= timeout {
+                        return Err(Error::Timeout { what, waited, seen });
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// An error with the end of its log if a process that was started has ended.
+    fn check_processes(&self) -> Result<()> {
+        for state in self.call(&Request::State)?.stations {
+            if let ProcessState::Stopped { exit: Some(exit) } = state.process {
+                let log = std::fs::read(self.directory.log(state.station)).unwrap_or_default();
+                let log = String::from_utf8_lossy(&log);
+                let lines: Vec<_> = log.lines().rev().take(5).collect();
+                let tail: Vec<_> = lines.into_iter().rev().collect();
+                let message = format!("ended ({exit}):\n{}", tail.join("\n"));
+                return Err(Error::Node {
+                    node: state.station.to_string(),
+                    message,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares all live nodes as soon as they are at the same positions, after `patience` even if they are not.
+    pub fn verify(&self, patience: Duration) -> Result<Verification> {
+        let start = Instant::now();
+        loop {
+            let status = self.status()?;
+            let before = verify::positions(&status);
+            let last = start.elapsed() >= patience;
+            if verify::agree(&before) || last {
+                let result = self.runtime.block_on(verify::verify(&status))?;
+                if last || verify::positions(&self.status()?) == before {
+                    return Ok(result);
+                }
+            }
+            std::thread::sleep(GLANCE);
+        }
+    }
+
+    /// Stations of different groups no longer reach each other; stations in no group reach everybody. A single group is cut off from
+    /// all others. `one_way`: only frames from a group to a later one are lost.
+    pub fn partition(&self, groups: &[Vec<Station>], one_way: bool) -> Result<()> {
+        let spec = self.directory.spec()?;
+        let mut groups = groups.to_vec();
+        if let [only] = groups.as_slice() {
+            let rest = spec
+                .stations()
+                .filter(|station| !only.contains(station))
+                .collect();
+            groups.push(rest);
+        }
+        let mut directions = Vec::new();
+        for (index, from) in groups.iter().enumerate() {
+            for to in &groups[index + 1..] {
+                let pairs = from
+                    .iter()
+                    .flat_map(|&from| to.iter().map(move |&to| Direction::new(from, to)));
+                directions.extend(pairs.filter(|pair| pair.from != pair.to));
+            }
+        }
+        if !one_way {
+            let back: Vec<_> = directions.iter().map(|direction| direction.reversed()).collect();
+            directions.extend(back);
+        }
+        self.call(&Request::Cut(directions)).map(drop)
+    }
+
+    /// Ends all partitions and, with `policies`, all other faults of links.
+    pub fn heal(&self, policies: bool) -> Result<()> {
+        self.call(&Request::Heal(policies)).map(drop)
+    }
+
+    pub fn link(&self, directions: Vec<Direction>, policy: LinkPolicy) -> Result<()> {
+        self.call(&Request::Link(directions, policy)).map(drop)
+    }
+
+    /// Stops everything, replicas first so that no election takes place meanwhile; the data stays.
+    pub fn down(&self) -> Result<()> {
+        if !self.directory.is_running()? {
+            return supervisor::detach_below(self.directory.path());
+        }
+        let status = self.status()?;
+        let (primaries, others): (Vec<_>, Vec<_>) = status
+            .nodes
+            .iter()
+            .filter(|node| node.process.pid().is_some())
+            .partition(|node| node.role == NodeRole::Primary);
+        for group in [others, primaries] {
+            std::thread::scope(|scope| {
+                for node in group {
+                    // What does not stop in time is killed by the shutdown.
+                    scope.spawn(|| control::call(&self.directory, &Request::Stop(node.name, STOP)));
+                }
+            });
+        }
+        self.call(&Request::Shutdown)?;
+        let deadline = Instant::now() + SUPERVISOR_START;
+        while self.directory.is_running()? {
+            if Instant::now() > deadline {
+                let hint = format!("see {}", self.directory.supervisor_log().display());
+                return Err(Error::refused("the supervisor does not end", hint));
+            }
+            std::thread::sleep(GLANCE);
+        }
+        Ok(())
+    }
+
+    /// Stops everything and removes all of it.
+    pub fn destroy(&self) -> Result<()> {
+        self.down()?;
+        let path = self.directory.path();
+        // Removing through a mount would delete what is mounted.
+        if let Some(mount) = supervisor::mounted_below(path)?.first() {
+            let hint = "find out who uses it (fuser -m), then litefs-dev destroy again";
+            return Err(Error::refused(
+                format!("{} is still mounted", mount.display()),
+                hint,
+            ));
+        }
+        std::fs::remove_dir_all(path).map_err(Error::file("removing", path))
+    }
+
+    pub(crate) fn call(&self, request: &Request) -> Result<SupervisorState> {
+        if !self.directory.is_running()? {
+            let name = self.name();
+            return Err(Error::refused(
+                format!("cluster {name} is not running"),
+                format!("litefs-dev up --name {name}"),
+            ));
+        }
+        control::call(&self.directory, request)
+    }
+
+    fn start_supervisor(&self) -> Result<()> {
+        let log = self.directory.supervisor_log();
+        let output = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .map_err(Error::file("opening", &log))?;
+        let start_of_log = output.metadata().map_err(Error::file("reading", &log))?.len();
+        let errors = output.try_clone().map_err(Error::file("opening", &log))?;
+        let mut command = Command::new(binary::litefs_dev()?);
+        command.arg("supervise").arg(self.directory.path());
+        if self.keep == Keep::No {
+            command.arg("--owner").arg(std::process::id().to_string());
+        }
+        command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        // SAFETY: `setsid` is a plain system call.
+        unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into)) };
+        let mut child = command
+            .spawn()
+            .map_err(Error::system("starting the supervisor"))?;
+        let deadline = Instant::now() + SUPERVISOR_START;
+        while !self.answers() {
+            self.check_alive(&mut child, start_of_log)?;
+            if Instant::now() > deadline {
+                let hint = format!("see {}", log.display());
+                return Err(Error::refused("the supervisor does not answer", hint));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Reaps the supervisor if it ends before we do.
+        std::thread::spawn(move || child.wait());
+        Ok(())
+    }
+
+    /// The supervisor listens before it starts the nodes and answers after.
+    fn answers(&self) -> bool {
+        self.directory.is_running().unwrap_or(false)
+            && control::call(&self.directory, &Request::State).is_ok()
+    }
+
+    fn check_alive(&self, child: &mut Child, start_of_log: u64) -> Result<()> {
+        let Ok(Some(status)) = child.try_wait() else {
+            return Ok(());
+        };
+        let log = std::fs::read(self.directory.supervisor_log()).unwrap_or_default();
+        let start = usize::try_from(start_of_log).unwrap_or(0).min(log.len());
+        let said = String::from_utf8_lossy(&log[start..]).trim().to_owned();
+        Err(Error::Supervisor(format!(
+            "the supervisor failed ({status}):\n{said}"
+        )))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.keep == Keep::No
+            && self.directory.exists()
+            && let Err(error) = self.destroy()
+        {
+            eprintln!("litefs-dev: destroying cluster {}: {error}", self.name());
+        }
+    }
+}
+
+/// A node of a cluster, or its lease server.
+#[derive(Clone, Copy)]
+pub struct Node<'a> {
+    cluster: &'a Cluster,
+    station: Station,
+}
+
+impl Node<'_> {
+    pub fn station(&self) -> Station {
+        self.station
+    }
+
+    pub fn mount(&self) -> PathBuf {
+        self.cluster.directory.mount(self.station)
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.cluster.directory.log(self.station)
+    }
+
+    /// Base URL of the API as the host reaches it.
+    pub fn url(&self) -> Result<String> {
+        let state = self.cluster.call(&Request::State)?;
+        Ok(crate::status::url(state.station(self.station)?.port))
+    }
+
+    /// Runs SQL on a database of the node; see [`Rows`].
+    pub fn sql(&self, database: &str, sql: &str) -> Result<Rows> {
+        self.sql_within(database, sql, Duration::from_secs(5))
+    }
+
+    /// As [`Self::sql`] with another busy time-out.
+    pub fn sql_within(&self, database: &str, sql: &str, busy_timeout: Duration) -> Result<Rows> {
+        let mut command = Command::new(binary::litefs_dev()?);
+        let file = self.mount().join(database);
+        command
+            .arg("run-sql")
+            .arg(file)
+            .arg(busy_timeout.as_millis().to_string());
+        self.place(&mut command)?;
+        let failed = |message| Error::Sql {
+            node: self.station.to_string(),
+            message,
+        };
+        sql::parent(command, sql).map_err(failed)
+    }
+
+    /// A command that will run on the node: in its namespaces, in its mount.
+    pub fn exec(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
+        let mut command = Command::new(program);
+        command.env("LITEFS_NODE", self.station.to_string());
+        self.place(&mut command)?;
+        Ok(command)
+    }
+
+    fn place(&self, command: &mut Command) -> Result<()> {
+        let state = self.cluster.call(&Request::State)?;
+        let directory = match self.station.is_node() {
+            true => self.mount(),
+            false => self.cluster.directory.station(self.station),
+        };
+        enter(command, &state, state.station(self.station)?, &directory)
+    }
+
+    pub fn start(&self) -> Result<()> {
+        self.cluster.call(&Request::Start(self.station)).map(drop)
+    }
+
+    /// SIGTERM; waits for the end.
+    pub fn stop(&self) -> Result<()> {
+        self.cluster.call(&Request::Stop(self.station, STOP)).map(drop)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) -> Result<()> {
+        self.cluster.call(&Request::Kill(self.station)).map(drop)
+    }
+
+    pub fn pause(&self) -> Result<()> {
+        self.cluster.call(&Request::Pause(self.station)).map(drop)
+    }
+
+    pub fn resume(&self) -> Result<()> {
+        self.cluster.call(&Request::Resume(self.station)).map(drop)
+    }
+}
+
+/// What a cluster is made of: the options, on top of what it was made of before.
+fn spec(options: &ClusterOptions, directory: &ClusterDirectory) -> Result<ClusterSpec> {
+    let before = if directory.exists() {
+        Some(directory.spec()?)
+    } else {
+        None
+    };
+    if let Some(before) = &before
+        && options.nodes < before.nodes
+    {
+        let (name, had) = (directory.name(), before.nodes);
+        let hint = format!("litefs-dev up {had} --name {name}, or litefs-dev destroy --name {name} first");
+        return Err(Error::refused(
+            format!(
+                "cluster {name} has {had} nodes, which is more than {}",
+                options.nodes
+            ),
+            hint,
+        ));
+    }
+    Station::node(options.nodes)?;
+    let given_before = before
+        .as_ref()
+        .filter(|before| before.binary_given && !options.litefs.release);
+    let mut litefs = options.litefs.clone();
+    litefs.binary = litefs
+        .binary
+        .or_else(|| given_before.map(|before| before.binary.clone()));
+    if options.ttl < Duration::from_secs(10) && options.lease == LeaseKind::Consul {
+        return Err(Error::refused(
+            "Consul grants no lease shorter than 10s",
+            "leave out --consul or give --ttl 10s",
+        ));
+    }
+    Ok(ClusterSpec {
+        nodes: options.nodes,
+        lease: options.lease,
+        passthrough: options.passthrough,
+        durability: options.durability,
+        ttl: options.ttl,
+        lock_delay: options.lock_delay,
+        debug_log: options.debug_log,
+        consul: match options.lease {
+            LeaseKind::Consul => Some(binary::consul()?),
+            LeaseKind::Embedded => None,
+        },
+        binary: litefs.find()?,
+        binary_given: litefs.binary.is_some(),
+        seed: options.seed,
+        ports: before.map_or_else(BTreeMap::new, |before| before.ports),
+    })
+}
+
+fn check_fuse_device() -> Result<()> {
+    let path = std::path::Path::new("/dev/fuse");
+    let Err(error) = OpenOptions::new().read(true).write(true).open(path) else {
+        return Ok(());
+    };
+    let hint = match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            "load the kernel's fuse module (modprobe fuse); in a container: --device /dev/fuse"
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            "run as root, or let everybody open it (chmod 0666 /dev/fuse, as distributions do)"
+        }
+        _ => "in a container: --device /dev/fuse --cap-add SYS_ADMIN",
+    };
+    Err(Error::refused(format!("opening /dev/fuse: {error}"), hint))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(Error::system("starting the async runtime"))
+}
+
+fn names(all: &[ClusterDirectory]) -> String {
+    all.iter()
+        .map(ClusterDirectory::name)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn no_such(name: &str, all: &[ClusterDirectory]) -> Error {
+    let hint = match all {
+        [] => "there are none: litefs-dev up 3".to_owned(),
+        all => format!("there are: {}", names(all)),
+    };
+    Error::refused(format!("no cluster {name}"), hint)
+}

@@ -1,0 +1,214 @@
+//! Compares what the nodes of a cluster hold, by means that share no code with the daemon: the whole file of each database as
+//! `GET /export` gives it, its CRC-64/XZ (LTX uses another polynomial), and SQLite's own `integrity_check`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::Path;
+
+use futures_util::StreamExt;
+use litefs_api::{Client, DatabaseStatus, Position};
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::station::Station;
+use crate::status::ClusterStatus;
+
+/// What was compared and what is wrong.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Verification {
+    pub nodes: Vec<Station>,
+    pub databases: Vec<VerifiedDatabase>,
+    /// Empty: all live nodes hold the same, and it is sound.
+    pub problems: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct VerifiedDatabase {
+    pub name: String,
+    pub position: String,
+    pub bytes: u64,
+    /// CRC-64/XZ of the file, in hexadecimal.
+    pub digest: String,
+}
+
+impl Verification {
+    pub fn is_clean(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// The positions of all databases on each live node.
+type Positions = BTreeMap<Station, BTreeMap<String, Position>>;
+
+pub(crate) fn positions(status: &ClusterStatus) -> Positions {
+    let position = |found: &DatabaseStatus| {
+        (
+            found.name.clone(),
+            Position {
+                txid: found.txid,
+                checksum: found.checksum,
+            },
+        )
+    };
+    status
+        .live()
+        .map(|(node, said)| (node.name, said.databases.iter().map(position).collect()))
+        .collect()
+}
+
+/// Whether all nodes are at the same positions.
+pub(crate) fn agree(positions: &Positions) -> bool {
+    let mut all = positions.values();
+    let Some(first) = all.next() else { return false };
+    all.all(|other| other == first)
+}
+
+/// Compares the nodes' exports. The positions must not change meanwhile; the caller checks that.
+pub(crate) async fn verify(status: &ClusterStatus) -> Result<Verification> {
+    let positions = positions(status);
+    let mut result = Verification {
+        nodes: positions.keys().copied().collect(),
+        ..Verification::default()
+    };
+    compare_positions(&positions, &mut result.problems);
+    for (node, said) in status.live() {
+        for database in &said.databases {
+            if let Some(reason) = &database.quarantine {
+                result.problems.push(format!(
+                    "{}: {} is quarantined: {reason}",
+                    node.name, database.name
+                ));
+            }
+        }
+    }
+    let directory = tempfile::tempdir().map_err(Error::system("creating a temporary directory"))?;
+    let mut checked = BTreeSet::new();
+    let mut first = BTreeMap::new();
+    for (node, said) in status.live() {
+        let Some(url) = &node.api else { continue };
+        let client = Client::new(url).map_err(|error| failed(node.name, error))?;
+        // A dropped database has a position and no bytes.
+        for database in said.databases.iter().filter(|database| database.pages > 0) {
+            let file = directory.path().join("export");
+            let (digest, bytes) = match export(&client, &database.name, &file).await {
+                Ok(exported) => exported,
+                Err(error) => {
+                    result
+                        .problems
+                        .push(format!("{}: {}: {error}", node.name, database.name));
+                    continue;
+                }
+            };
+            let (holder, known) = *first.entry(database.name.clone()).or_insert((node.name, digest));
+            if known != digest {
+                let name = &database.name;
+                let problem = format!(
+                    "{name}: {} has digest {digest:016x}, {holder} has {known:016x}",
+                    node.name
+                );
+                result.problems.push(problem);
+            }
+            if checked.insert((database.name.clone(), digest)) {
+                let position = Position {
+                    txid: database.txid,
+                    checksum: database.checksum,
+                }
+                .to_string();
+                let digest = format!("{digest:016x}");
+                result.databases.push(VerifiedDatabase {
+                    name: database.name.clone(),
+                    position,
+                    bytes,
+                    digest,
+                });
+                let problems = integrity_problems(&file).unwrap_or_else(|error| vec![error.to_string()]);
+                let problem =
+                    |text: String| format!("{}: {}: integrity_check: {text}", node.name, database.name);
+                result.problems.extend(problems.into_iter().map(problem));
+            }
+            for suffix in ["", "-wal", "-shm", "-journal"] {
+                let _ = std::fs::remove_file(directory.path().join(format!("export{suffix}")));
+            }
+        }
+    }
+    Ok(result)
+}
+
+fn compare_positions(positions: &Positions, problems: &mut Vec<String>) {
+    let Some((first, expected)) = positions.iter().next() else {
+        problems.push("no node answers".into());
+        return;
+    };
+    for (node, found) in positions.iter().skip(1) {
+        let names: BTreeSet<_> = expected.keys().chain(found.keys()).collect();
+        for name in names {
+            let (ours, theirs) = (expected.get(name), found.get(name));
+            if ours != theirs {
+                let show =
+                    |position: Option<&Position>| position.map_or("nothing".to_owned(), Position::to_string);
+                problems.push(format!(
+                    "{name}: {node} is at {}, {first} at {}",
+                    show(theirs),
+                    show(ours)
+                ));
+            }
+        }
+    }
+}
+
+/// Saves a database as the node exports it; returns its digest and length.
+async fn export(client: &Client, name: &str, file: &Path) -> Result<(u64, u64), String> {
+    let mut stream = client.export(name).await.map_err(|error| error.to_string())?;
+    let mut output = std::fs::File::create(file).map_err(|error| error.to_string())?;
+    let (mut digest, mut length) = (crc64fast::Digest::new(), 0);
+    while let Some(part) = stream.next().await {
+        let part = part.map_err(|error| error.to_string())?;
+        digest.write(&part);
+        length += part.len() as u64;
+        output.write_all(&part).map_err(|error| error.to_string())?;
+    }
+    Ok((digest.sum64(), length))
+}
+
+fn integrity_problems(file: &Path) -> rusqlite::Result<Vec<String>> {
+    let connection = rusqlite::Connection::open(file)?;
+    let mut statement = connection.prepare("PRAGMA integrity_check")?;
+    let lines = statement.query_map([], |row| row.get::<_, String>(0))?;
+    let lines: Vec<_> = lines.collect::<rusqlite::Result<_>>()?;
+    Ok(lines.into_iter().filter(|line| line != "ok").collect())
+}
+
+fn failed(node: Station, error: impl std::fmt::Display) -> Error {
+    Error::Node {
+        node: node.to_string(),
+        message: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_is_crc_64_xz() {
+        let mut digest = crc64fast::Digest::new();
+        digest.write(b"123456789");
+        assert_eq!(digest.sum64(), 0x995d_c9bb_df19_39fa);
+    }
+
+    #[test]
+    fn a_damaged_file_is_told_from_a_sound_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("db");
+        let connection = rusqlite::Connection::open(&file).unwrap();
+        connection
+            .execute_batch("CREATE TABLE t (a PRIMARY KEY); INSERT INTO t VALUES (hex(randomblob(3000)))")
+            .unwrap();
+        drop(connection);
+        assert!(integrity_problems(&file).unwrap().is_empty());
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[4096..4200].fill(0xff);
+        std::fs::write(&file, bytes).unwrap();
+        assert!(integrity_problems(&file).map_or(true, |problems| !problems.is_empty()));
+    }
+}
