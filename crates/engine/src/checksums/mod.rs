@@ -300,3 +300,6 @@ fn read_entries(file: &dyn DiskFile, pages: u32, file_len: u64) -> Result<Vec<u6
     entries.resize(pages as usize, 0);
     Ok(entries)
 }
+
+#[cfg(test)]
+mod tests;

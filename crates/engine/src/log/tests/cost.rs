@@ -3,14 +3,15 @@
 use super::*;
 use crate::disk::OsDisk;
 
-const RECORDS: u64 = 100_000;
+const RECORDS: u64 = 10_000;
 
 #[test]
 #[ignore = "a measurement, not a test"]
 fn cost_of_one_page_records() {
     for compress in [false, true] {
         for batch in [1, 16] {
-            let nanoseconds = measure(compress, batch);
+            // The least of several: the machine may be busy.
+            let nanoseconds = (0..10).map(|_| measure(compress, batch)).min().unwrap();
             println!("compress {compress}, {batch} per flush: {nanoseconds} ns per record");
         }
     }
@@ -25,7 +26,13 @@ fn measure(compress: bool, batch: u64) -> u64 {
     let log = Log::open(OsDisk::shared(), dir.path().join("log"), options).unwrap();
     // Rows of text and a free end, as SQLite's pages are.
     let page: Vec<u8> = (0..4096u32)
-        .map(|i| if i < 3000 { (i * i >> 7) as u8 & 63 | 32 } else { 0 })
+        .map(|i| {
+            if i < 3000 {
+                ((i * i) >> 7) as u8 & 63 | 32
+            } else {
+                0
+            }
+        })
         .collect();
     let start = cpu_nanoseconds();
     let mut txid = 1;
@@ -46,7 +53,6 @@ fn measure(compress: bool, batch: u64) -> u64 {
         appender.flush().unwrap();
     }
     let elapsed = cpu_nanoseconds() - start;
-    println!("{} bytes per record", log.bytes() / RECORDS);
     elapsed / RECORDS
 }
 
