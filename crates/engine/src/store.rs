@@ -229,7 +229,7 @@ impl Store {
             return Ok(db.clone());
         }
         let home = layout::make_home(&*self.shared.options.disk, &self.shared.dir, name)?;
-        let db = Database::open(self.shared.clone(), name.clone(), home)?;
+        let db = Database::create(self.shared.clone(), name.clone(), home)?;
         databases.insert(name.clone(), db.clone());
         Ok(db)
     }

@@ -218,6 +218,7 @@ impl Database {
             return Ok(Method::Remove);
         }
         let mut state = self.state.lock();
+        state.notice_shorter_wal()?;
         if state
             .page_size()
             .is_none_or(|page_size| page_size != record.info.page_size)
@@ -281,6 +282,16 @@ impl Database {
 }
 
 impl State {
+    /// Clients may have emptied or removed the WAL after a checkpoint.
+    fn notice_shorter_wal(&mut self) -> Result<()> {
+        if let Some(end) = self.wal.end_offset()
+            && self.backing.len(Side::Wal)? < end
+        {
+            self.wal.reset();
+        }
+        Ok(())
+    }
+
     /// The files hold what the record says.
     fn applied(&mut self, record: &Record) {
         self.pos = record.info.pos();

@@ -82,6 +82,11 @@ impl Wal {
         self.at.map_or(0, |at| at.frames)
     }
 
+    /// Where the next frame goes.
+    pub(crate) fn end_offset(&self) -> Option<u64> {
+        Some(frame_offset(self.at?.frames + 1, self.header.as_ref()?.page_size))
+    }
+
     /// Pages with a captured version in the WAL.
     pub(crate) fn held_pages(&self) -> impl Iterator<Item = u32> + '_ {
         self.pages.keys().copied()

@@ -37,8 +37,19 @@ enum Touched {
 }
 
 impl Database {
-    /// Opens the database that is kept in `home`.
+    /// Opens the database that is kept in `home`, before anybody can use its files.
     pub(crate) fn open(shared: Arc<Shared>, name: DbName, home: PathBuf) -> Result<Arc<Database>> {
+        let (db, left) = Database::load(shared, name, home)?;
+        db.recover(&left)?;
+        Ok(db)
+    }
+
+    /// A database of which nothing is known yet. Clients may have its files open.
+    pub(crate) fn create(shared: Arc<Shared>, name: DbName, home: PathBuf) -> Result<Arc<Database>> {
+        Ok(Database::load(shared, name, home)?.0)
+    }
+
+    fn load(shared: Arc<Shared>, name: DbName, home: PathBuf) -> Result<(Arc<Database>, Left)> {
         let disk = &shared.options.disk;
         disk.create_dir_all("database.mkdir", &home)?;
         let options = LogOptions {
@@ -78,8 +89,7 @@ impl Database {
             locks: Mutex::new(None),
             fenced: AtomicBool::new(false),
         });
-        db.recover(&left)?;
-        Ok(db)
+        Ok((db, left))
     }
 
     fn recover(&self, left: &Left) -> Result<()> {

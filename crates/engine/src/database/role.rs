@@ -77,6 +77,16 @@ impl Database {
         self.shared.settler.watch(&self.name);
     }
 
+    /// Compares every page with the table and captures what differs: after edits that nobody reported, and as repair.
+    pub fn reconcile(&self) -> Result<ltx::Pos> {
+        if self.shared.is_primary() {
+            self.expect_content();
+            let mut state = self.state.lock();
+            self.capture_pages(&mut state, 0)?;
+        }
+        Ok(self.position())
+    }
+
     /// The file has another name now.
     pub(crate) fn moved_away(&self) -> Result<()> {
         self.forget_locks();

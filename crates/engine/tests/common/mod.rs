@@ -1,0 +1,237 @@
+//! Stores on plain directories with real SQLite: what the kernel edge would report is called by hand.
+
+#![allow(dead_code, unreachable_pub)]
+
+use std::cell::RefCell;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+
+use engine::{Database, DbName, Direct, Role, Side, Store, StoreOptions};
+use ltx::{Pos, Txid};
+use rusqlite::Connection;
+use rusqlite::fallible_iterator::FallibleIterator;
+use tempfile::TempDir;
+
+pub struct Node {
+    pub dir: TempDir,
+    pub store: Arc<Store>,
+}
+
+pub fn name() -> DbName {
+    "a.db".parse().unwrap()
+}
+
+impl Node {
+    pub fn new() -> Node {
+        Node::open(tempfile::tempdir().unwrap())
+    }
+
+    pub fn primary() -> Node {
+        let node = Node::new();
+        node.store.set_role(Role::Primary { epoch: 1 }).unwrap();
+        node
+    }
+
+    pub fn open(dir: TempDir) -> Node {
+        let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
+        store.start(Arc::new(Direct::new(store.files_dir()))).unwrap();
+        Node { dir, store }
+    }
+
+    /// The process ends without a word.
+    pub fn kill(self) -> TempDir {
+        let Node { dir, store } = self;
+        std::mem::forget(store);
+        dir
+    }
+
+    pub fn path(&self) -> PathBuf {
+        name().file_in(self.store.files_dir(), Side::Database)
+    }
+
+    pub fn connect(&self) -> Client {
+        Client::connect(&self.path())
+    }
+
+    pub fn db(&self) -> Arc<Database> {
+        self.store.database(&name()).unwrap()
+    }
+
+    /// Begins to replicate what is in the file.
+    pub fn attach(&self) -> Arc<Database> {
+        let db = self.store.attach(&name()).unwrap();
+        db.reconcile().unwrap();
+        db
+    }
+
+    pub fn digest(&self) -> (Pos, u64) {
+        let snapshot = self.db().snapshot().unwrap();
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut snapshot.database().unwrap(), &mut bytes).unwrap();
+        let mut digest = crc64fast::Digest::new();
+        digest.write(&bytes);
+        (snapshot.pos, digest.sum64())
+    }
+}
+
+/// Brings the replica to the primary's position, by records where the log has them, else by a snapshot.
+pub fn replicate(from: &Node, to: &Node) {
+    from.db().drain().unwrap();
+    let target = from.db().received();
+    loop {
+        let have = to.store.database(&name()).map_or(Pos::ZERO, |db| db.received());
+        if have == target {
+            break;
+        }
+        let next = Txid(have.txid.0 + 1);
+        let record = from
+            .db()
+            .record(next)
+            .unwrap()
+            .filter(|record| record.info.pre == have.post_apply || next.0 == 1);
+        match record {
+            Some(record) => to.store.receive(&name(), &mut record.reader()).unwrap(),
+            None => {
+                let snapshot = from.db().snapshot().unwrap();
+                to.store.receive(&name(), &mut snapshot.ltx(7).unwrap()).unwrap()
+            }
+        };
+    }
+    wait_applied(to);
+}
+
+/// Waits until all received records are applied.
+pub fn wait_applied(node: &Node) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while node.db().position() != node.db().received() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "records are not applied: {:?}",
+            node.db().status()
+        );
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+pub fn integrity(client: &Client) {
+    assert_eq!(client.query("PRAGMA integrity_check"), "ok");
+}
+
+pub fn count(client: &Client) -> i64 {
+    client.query("SELECT count(*) FROM t").parse().unwrap()
+}
+
+const CLIENT_OF: &str = "ENGINE_TEST_CLIENT_OF";
+const MARK: &str = "client> ";
+
+/// A connection in a process of its own: POSIX locks belong to processes, and the engine opens and closes the same files
+/// in this one.
+pub struct Client {
+    child: Child,
+    pipes: RefCell<(ChildStdin, BufReader<ChildStdout>)>,
+}
+
+impl Client {
+    pub fn connect(path: &Path) -> Client {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["common::client_process", "--exact", "--nocapture"])
+            .env(CLIENT_OF, path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pipes = (
+            child.stdin.take().unwrap(),
+            BufReader::new(child.stdout.take().unwrap()),
+        );
+        Client {
+            child,
+            pipes: RefCell::new(pipes),
+        }
+    }
+
+    pub fn try_exec(&self, sql: &str) -> Result<String, String> {
+        let mut pipes = self.pipes.borrow_mut();
+        writeln!(pipes.0, "{sql}").unwrap();
+        let mut line = String::new();
+        loop {
+            line.clear();
+            assert!(
+                pipes.1.read_line(&mut line).unwrap() > 0,
+                "the client process ended"
+            );
+            if let Some((_, answer)) = line.trim_end_matches('\n').split_once(MARK) {
+                return match answer.split_once(' ') {
+                    Some(("ok", value)) => Ok(value.to_owned()),
+                    _ => Err(answer.to_owned()),
+                };
+            }
+        }
+    }
+
+    /// Runs statements.
+    pub fn exec(&self, sql: &str) {
+        self.try_exec(sql).unwrap();
+    }
+
+    /// First column of the last row.
+    pub fn query(&self, sql: &str) -> String {
+        self.try_exec(sql).unwrap()
+    }
+
+    /// The process ends without a word.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = writeln!(self.pipes.borrow_mut().0, ".quit");
+        let _ = self.child.wait();
+    }
+}
+
+fn run_all(connection: &Connection, sql: &str) -> rusqlite::Result<String> {
+    let mut last = String::new();
+    let mut batch = rusqlite::Batch::new(connection, sql);
+    while let Some(mut statement) = batch.next()? {
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            last = match row.get_ref(0)? {
+                rusqlite::types::ValueRef::Text(text) => String::from_utf8_lossy(text).into_owned(),
+                rusqlite::types::ValueRef::Integer(value) => value.to_string(),
+                other => format!("{other:?}"),
+            };
+        }
+    }
+    Ok(last)
+}
+
+/// Not a test by itself: the other end of [`Client`].
+#[test]
+fn client_process() {
+    let Some(path) = std::env::var_os(CLIENT_OF) else {
+        return;
+    };
+    let connection = Connection::open(path).unwrap();
+    connection
+        .busy_timeout(std::time::Duration::from_secs(5))
+        .unwrap();
+    for line in std::io::stdin().lines() {
+        let sql = line.unwrap();
+        if sql == ".quit" {
+            break;
+        }
+        let answer = match run_all(&connection, &sql) {
+            Ok(value) => format!("ok {value}"),
+            Err(error) => format!("error {error}"),
+        };
+        let mut out = std::io::stdout();
+        writeln!(out, "{MARK}{answer}").unwrap();
+        out.flush().unwrap();
+    }
+}
