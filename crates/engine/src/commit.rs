@@ -39,7 +39,7 @@ pub(crate) struct Draft<'a, 'log> {
 /// No record is begun before something changed.
 enum Stage<'a, 'log> {
     Empty(&'a mut Appender<'log>),
-    Begun(Append<'a>),
+    Begun(Box<Append<'a>>),
     Failed,
 }
 
@@ -141,7 +141,7 @@ impl<'a, 'log> Draft<'a, 'log> {
         if let Stage::Empty(_) = self.stage
             && let Stage::Empty(appender) = std::mem::replace(&mut self.stage, Stage::Failed)
         {
-            self.stage = Stage::Begun(appender.begin(self.header.clone(), self.meta)?);
+            self.stage = Stage::Begun(Box::new(appender.begin(self.header.clone(), self.meta)?));
         }
         match &mut self.stage {
             Stage::Begun(append) => Ok(append),

@@ -64,10 +64,12 @@ impl Shared {
 /// Who is told that a database has a new position, or a new record in its log.
 pub type Watcher = Arc<dyn Fn(&DbName) + Send + Sync>;
 
+type WeakWatcher = Weak<dyn Fn(&DbName) + Send + Sync>;
+
 /// The watchers of a store.
 #[derive(Default)]
 pub(crate) struct Changes {
-    watchers: Mutex<Vec<Weak<dyn Fn(&DbName) + Send + Sync>>>,
+    watchers: Mutex<Vec<WeakWatcher>>,
 }
 
 impl Changes {

@@ -367,7 +367,7 @@ fn preserves_content(state: &State, offset: u64, data: &[u8]) -> bool {
         return false;
     };
     let size = page_size.bytes();
-    if offset % size as u64 != 0 || data.len() % size != 0 {
+    if !offset.is_multiple_of(size as u64) || !data.len().is_multiple_of(size) {
         return false;
     }
     data.chunks_exact(size).enumerate().all(|(i, page)| {
@@ -396,5 +396,5 @@ fn ends_frame(state: &State, file: &File, offset: u64, data: &[u8]) -> Result<bo
             None => return Ok(false),
         },
     };
-    Ok((end - WAL_HEADER_SIZE as u64) % frame_size(page_size) as u64 == 0)
+    Ok((end - WAL_HEADER_SIZE as u64).is_multiple_of(frame_size(page_size) as u64))
 }
