@@ -1,0 +1,376 @@
+//! Files: open, read, write, truncate, sync and close.
+//!
+//! First link of a transaction's life: every change a client makes to a file of a known database becomes one call of the engine, which
+//! performs it on the backing file. All other files are served from the backing tree directly.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use engine::{DbName, Side};
+use fuser::{BackingId, FileAttr, FopenFlags};
+use nix::errno::Errno as Os;
+use nix::fcntl::OFlag;
+
+use super::attr;
+use super::backing::{self, Moment};
+use super::edge::Edge;
+use super::errno::{Answer, Errno};
+use super::handle::{Handle, OpenFile, OpenVirtual};
+use super::node::{Admission, Node, Transfer};
+use super::tree::Caller;
+use super::virtual_files::VirtualFiles;
+
+/// How SQLite's main file begins.
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+
+/// A file that was opened: what to tell the kernel.
+pub(crate) struct Opened {
+    pub(crate) number: u64,
+    pub(crate) flags: FopenFlags,
+    pub(crate) backing: Option<Arc<BackingId>>,
+}
+
+/// Attributes to change; what is `None` stays.
+pub(crate) struct Changes {
+    pub(crate) size: Option<u64>,
+    pub(crate) permissions: Option<u32>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) times: Option<(Moment, Moment)>,
+}
+
+impl Edge {
+    /// Opens an inode. `register` asks the kernel for a backing id of the opened file.
+    pub(crate) fn open(
+        &self,
+        id: u64,
+        flags: i32,
+        caller: Caller,
+        register: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Answer<Opened> {
+        let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if VirtualFiles::is_virtual(id) {
+            return self.open_virtual(id, write);
+        }
+        let node = self.node(id)?;
+        let file = open_backing_file(&node, write)?;
+        Ok(self.admit(node, file, write, caller, register))
+    }
+
+    /// Creates a regular file and opens it, or opens the one that appeared meanwhile unless the caller insists.
+    pub(crate) fn create(
+        &self,
+        (parent, name): (u64, &OsStr),
+        (mode, umask): (u32, u32),
+        flags: i32,
+        caller: Caller,
+        register: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Answer<(FileAttr, Opened)> {
+        let dir = self.node(parent)?;
+        let mut created = None;
+        let mut op = || {
+            created = Some(backing::create(dir.fd(), name, caller.owns(mode, umask))?);
+            Ok(())
+        };
+        match self.creating(&dir, name, &mut op) {
+            Ok(()) => {}
+            Err(Errno::EEXIST) if flags & libc::O_EXCL == 0 => {}
+            Err(error) => return Err(error),
+        }
+        let (node, stat) = self.enter(&dir, name)?;
+        if !node.is_regular() {
+            self.table.forget(node.id(), 1);
+            // The kernel looks the name up again and follows what it finds.
+            return Err(Errno::ESTALE);
+        }
+        let attr = attr::of(node.id(), &stat);
+        let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let file = match created {
+            Some(file) => file,
+            None => open_backing_file(&node, write).inspect_err(|_| self.table.forget(node.id(), 1))?,
+        };
+        Ok((attr, self.admit(node, file, write, caller, register)))
+    }
+
+    fn admit(
+        &self,
+        node: Arc<Node>,
+        file: File,
+        writable: bool,
+        caller: Caller,
+        register: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Opened {
+        let part = node.part();
+        let Admission {
+            transfer,
+            backing,
+            keep_cache,
+        } = node.open_handle(self.transfer(part.as_ref()), || register(&file));
+        let side = part.as_ref().map(|(_, side)| *side);
+        if side == Some(Side::Wal) {
+            if transfer == Transfer::Passthrough {
+                self.wal_watch.add(&node);
+            }
+            if let Some((database, _)) = self.database_of(part.as_ref()) {
+                database.wal_opened();
+            }
+        }
+        let mut flags = match transfer {
+            Transfer::Cached | Transfer::Passthrough => FopenFlags::empty(),
+            Transfer::Intercepted => FopenFlags::FOPEN_DIRECT_IO,
+        };
+        if keep_cache {
+            flags |= FopenFlags::FOPEN_KEEP_CACHE;
+        }
+        // A raw writer of a main file learns from `close` that its bytes are a transaction; nobody else waits for FLUSH.
+        let waits = writable && side == Some(Side::Database) && !self.companion.is_opener(caller.pid);
+        if !waits {
+            flags |= FopenFlags::FOPEN_NOFLUSH;
+        }
+        let handle = OpenFile {
+            node,
+            file,
+            writable,
+            wrote: AtomicBool::new(false),
+        };
+        Opened {
+            number: self.handles.insert(Handle::File(handle)),
+            flags,
+            backing,
+        }
+    }
+
+    fn open_virtual(&self, id: u64, write: bool) -> Answer<Opened> {
+        let file = self.virtual_files.get(id).ok_or(Errno::ESTALE)?;
+        file.check_open(&self.store, write)?;
+        let handle = OpenVirtual {
+            file,
+            text: Default::default(),
+        };
+        let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
+        Ok(Opened {
+            number: self.handles.insert(Handle::Virtual(handle)),
+            flags,
+            backing: None,
+        })
+    }
+
+    pub(crate) fn handle(&self, number: u64) -> Answer<Arc<Handle>> {
+        self.handles.get(number).ok_or(Errno::EBADF)
+    }
+
+    pub(crate) fn read(&self, number: u64, offset: u64, buffer: &mut [u8]) -> Answer<usize> {
+        match &*self.handle(number)? {
+            Handle::File(open) => Ok(backing::read_full(&open.file, offset, buffer)?),
+            Handle::Virtual(open) => self.read_virtual(open, offset, buffer),
+        }
+    }
+
+    fn read_virtual(&self, open: &OpenVirtual, offset: u64, buffer: &mut [u8]) -> Answer<usize> {
+        let mut text = open.text.lock();
+        if offset == 0 {
+            *text = open.file.text(&self.store, &self.presence)?;
+        }
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| text.get(offset..))
+            .unwrap_or_default();
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        Ok(length)
+    }
+
+    /// `drop_privileges`: the writer is not privileged to keep the set-user-id bit of what it writes to.
+    pub(crate) fn write(&self, number: u64, offset: u64, data: &[u8], drop_privileges: bool) -> Answer<()> {
+        let handle = self.handle(number)?;
+        let Handle::File(open) = &*handle else {
+            return Err(Errno::EBADF);
+        };
+        match self.route(&open.node) {
+            Some((database, Side::Database)) => {
+                open.wrote.store(true, Ordering::Relaxed);
+                database.write_database(&open.file, offset, data)?;
+            }
+            Some((database, Side::Wal)) => database.write_wal(&open.file, offset, data)?,
+            Some((database, Side::Journal)) => database.write_journal(&open.file, offset, data)?,
+            Some((_, Side::Shm)) => open.file.write_all_at(data, offset)?,
+            None => {
+                self.write_ordinary(open, offset, data)?;
+                if drop_privileges {
+                    backing::drop_privileges(open.node.fd())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_ordinary(&self, open: &OpenFile, offset: u64, data: &[u8]) -> Answer<()> {
+        open.wrote.store(true, Ordering::Relaxed);
+        let part = open.node.part();
+        if let Some((name, Side::Database)) = &part
+            && offset == 0
+            && data.starts_with(MAGIC)
+        {
+            let database = self.store.attach(name)?;
+            database.write_database(&open.file, offset, data)?;
+            return Ok(());
+        }
+        Ok(open.file.write_all_at(data, offset)?)
+    }
+
+    pub(crate) fn fsync(&self, number: u64, datasync: bool) -> Answer<()> {
+        let handle = self.handle(number)?;
+        let Handle::File(open) = &*handle else {
+            return Ok(());
+        };
+        match self.route(&open.node) {
+            Some((database, Side::Database)) => database.sync_database(&open.file, datasync)?,
+            Some((database, Side::Wal)) => database.sync_wal(&open.file, datasync)?,
+            Some((database, Side::Journal)) => database.sync_journal(&open.file, datasync)?,
+            Some((_, Side::Shm)) | None => sync(&open.file, datasync)?,
+        }
+        Ok(())
+    }
+
+    pub(crate) fn fsyncdir(&self, id: u64, datasync: bool) -> Answer<()> {
+        Ok(sync(self.node(id)?.directory()?, datasync)?)
+    }
+
+    /// A descriptor of the handle is closed, and its owner waits.
+    pub(crate) fn flush(&self, number: u64) -> Answer<()> {
+        match &*self.handle(number)? {
+            Handle::File(open) => self.settle_writes(open, false),
+            Handle::Virtual(_) => Ok(()),
+        }
+    }
+
+    /// The last descriptor of the handle is gone; nobody waits, so an error can only be logged.
+    pub(crate) fn release(&self, number: u64) {
+        let Some(handle) = self.handles.remove(number) else {
+            return;
+        };
+        let Handle::File(open) = &*handle else { return };
+        if let Err(error) = self.settle_writes(open, true) {
+            tracing::warn!(path = %String::from_utf8_lossy(&open.node.path()), %error, "close of a database file");
+        }
+        open.node.close_handle();
+    }
+
+    /// What was written outside any transaction of SQLite becomes one now, or makes an ordinary file a database.
+    fn settle_writes(&self, open: &OpenFile, last: bool) -> Answer<()> {
+        let wrote = open.wrote.swap(false, Ordering::Relaxed);
+        match self.route(&open.node) {
+            Some((database, Side::Database)) if wrote || (last && open.writable) => {
+                database.close_database();
+                Ok(())
+            }
+            None if wrote => {
+                if let Some((name, Side::Database)) = open.node.part() {
+                    self.attach_if_database(&name, &open.node);
+                }
+                Ok(())
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Makes a file whose content begins as a database's one. A refusal (a replica, a damaged file) leaves it ordinary.
+    pub(crate) fn attach_if_database(&self, name: &DbName, node: &Node) {
+        let Ok(file) = backing::reopen(node.fd(), OFlag::O_RDONLY) else {
+            return;
+        };
+        let mut head = [0; MAGIC.len()];
+        if !matches!(backing::read_full(&file, 0, &mut head), Ok(length) if head[..length] == MAGIC[..]) {
+            return;
+        }
+        match self.store.attach(name) {
+            Ok(database) => database.close_database(),
+            Err(error) => tracing::warn!(database = %name, %error, "the file stays ordinary"),
+        }
+    }
+
+    pub(crate) fn setattr(
+        &self,
+        id: u64,
+        number: Option<u64>,
+        changes: Changes,
+        caller: Caller,
+    ) -> Answer<FileAttr> {
+        if VirtualFiles::is_virtual(id) {
+            // `open(O_TRUNC)` and `touch` of a file without storage: allowed, without effect.
+            return self.getattr(id);
+        }
+        let node = self.node(id)?;
+        if changes.uid.is_some() || changes.gid.is_some() {
+            backing::change_owner(node.fd(), changes.uid, changes.gid)?;
+        }
+        if let Some(permissions) = changes.permissions {
+            backing::change_mode(node.fd(), permissions & 0o7777)?;
+        }
+        if let Some(size) = changes.size {
+            self.truncate(&node, number, size)?;
+            if caller.uid != 0 {
+                backing::drop_privileges(node.fd())?;
+            }
+        }
+        if let Some((access, modification)) = changes.times {
+            backing::change_times(node.fd(), access, modification)?;
+        }
+        Ok(attr::of(id, &backing::stat_fd(node.fd())?))
+    }
+
+    fn truncate(&self, node: &Node, number: Option<u64>, size: u64) -> Answer<()> {
+        let handle = number.map(|number| self.handle(number)).transpose()?;
+        let opened;
+        let file = match handle.as_deref() {
+            Some(Handle::File(open)) if open.writable => {
+                open.wrote.store(true, Ordering::Relaxed);
+                &open.file
+            }
+            Some(_) | None => {
+                opened = open_backing_file(node, true)?;
+                &opened
+            }
+        };
+        match self.route(node) {
+            Some((database, Side::Database)) => {
+                database.truncate_database(file, size)?;
+                // Nobody will close it.
+                if !node.is_open() {
+                    database.close_database();
+                }
+            }
+            Some((database, Side::Wal)) => database.truncate_wal(file, size)?,
+            Some((database, Side::Journal)) => database.truncate_journal(file, size)?,
+            Some((_, Side::Shm)) | None => file.set_len(size)?,
+        }
+        Ok(())
+    }
+}
+
+/// Opens the backing file with at least the client's access. The kernel has checked the client's permission; a file that the client may
+/// only write is opened for reading too, because what is written is compared with what was there.
+fn open_backing_file(node: &Node, write: bool) -> Answer<File> {
+    if node.is_dir() {
+        return Err(Errno::EISDIR);
+    }
+    if !write {
+        return Ok(backing::reopen(node.fd(), OFlag::O_RDONLY)?);
+    }
+    match backing::reopen(node.fd(), OFlag::O_RDWR) {
+        Err(Os::EACCES) => Ok(backing::reopen(node.fd(), OFlag::O_WRONLY)?),
+        opened => Ok(opened?),
+    }
+}
+
+fn sync(file: &File, datasync: bool) -> io::Result<()> {
+    if datasync {
+        file.sync_data()
+    } else {
+        file.sync_all()
+    }
+}

@@ -1,0 +1,127 @@
+//! The state behind the mount, and the rules that decide how a file is served.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use engine::{Coherence, Database, DbName, Role, Side, Store};
+
+use super::errno::{Answer, Errno};
+use super::handle::Handles;
+use super::node::{self, Node, NodeTable, Part, Transfer};
+use super::presence::Presence;
+use super::requests::{FileKind, Op, Requests};
+use super::virtual_files::VirtualFiles;
+use super::wal_watch::WalWatch;
+use crate::companion::Companion;
+
+/// Lifetime of names and attributes in the kernel. What the daemon changes itself it invalidates itself.
+pub(crate) const TTL: Duration = Duration::from_secs(3600);
+
+pub(crate) struct Edge {
+    pub(crate) store: Arc<Store>,
+    pub(crate) files_dir: PathBuf,
+    pub(crate) table: NodeTable,
+    pub(crate) handles: Handles,
+    pub(crate) virtual_files: VirtualFiles,
+    pub(crate) presence: Arc<Presence>,
+    pub(crate) requests: Arc<Requests>,
+    pub(crate) wal_watch: WalWatch,
+    pub(crate) started: SystemTime,
+    /// Its opener opens files for the daemon: closing such a file waits for nothing.
+    pub(crate) companion: Arc<Companion>,
+    pub(crate) coherence: OnceLock<Coherence>,
+    /// Wanted by the operator; whether it is possible is known only after the handshake.
+    pub(crate) want_passthrough: AtomicBool,
+    /// 2 where the backing file system is itself stacked (overlayfs).
+    pub(crate) stack_depth: u32,
+}
+
+impl Edge {
+    pub(crate) fn coherence(&self) -> Coherence {
+        *self.coherence.get().unwrap_or(&Coherence::Intercepted)
+    }
+
+    pub(crate) fn wants_passthrough(&self) -> bool {
+        self.want_passthrough.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count(&self, op: Op, kind: FileKind) {
+        self.requests.count(op, kind);
+    }
+
+    pub(crate) fn node(&self, id: u64) -> Answer<Arc<Node>> {
+        self.table.get(id).ok_or(Errno::ESTALE)
+    }
+
+    /// What a path, by its name, would be part of.
+    pub(crate) fn classify(&self, path: &[u8]) -> Option<Part> {
+        self.store.classify(path)
+    }
+
+    /// The database that a part belongs to, if it exists as one: files of an unknown database are ordinary files.
+    pub(crate) fn database_of(&self, part: Option<&Part>) -> Option<(Arc<Database>, Side)> {
+        let (name, side) = part?;
+        self.database(name).map(|database| (database, *side))
+    }
+
+    pub(crate) fn route(&self, node: &Node) -> Option<(Arc<Database>, Side)> {
+        node.with_part(|part| {
+            let (name, side) = part?;
+            self.database(name).map(|database| (database, side))
+        })
+    }
+
+    fn database(&self, name: &DbName) -> Option<Arc<Database>> {
+        self.store.database(name)
+    }
+
+    /// Kind of an open inode for the counters: a main file counts as a database once it is one.
+    pub(crate) fn kind(&self, node: &Node) -> FileKind {
+        match node.kind() {
+            FileKind::Database if self.route(node).is_none() => FileKind::Other,
+            kind @ (FileKind::Database
+            | FileKind::Wal
+            | FileKind::Shm
+            | FileKind::Journal
+            | FileKind::Other) => kind,
+        }
+    }
+
+    pub(crate) fn kind_by_id(&self, id: u64) -> FileKind {
+        self.table
+            .get(id)
+            .map_or(FileKind::Other, |node| self.kind(&node))
+    }
+
+    pub(crate) fn kind_by_name(&self, parent: u64, name: &OsStr) -> FileKind {
+        let Some(parent) = self.table.get(parent) else {
+            return FileKind::Other;
+        };
+        match self.classify(&super::backing::join(&parent.path(), name)) {
+            Some((name, Side::Database)) if self.database(&name).is_none() => FileKind::Other,
+            Some((_, side)) => node::kind_of(side),
+            None => FileKind::Other,
+        }
+    }
+
+    /// How a handle of this file should exchange data.
+    ///
+    /// The main file always goes through the page cache: passthrough reads invalidate its attributes, and every SELECT would ask for them.
+    /// The wal-index must be the backing file's own pages wherever that is possible. On a replica the WAL and the journal are intercepted so
+    /// that a write can be refused.
+    pub(crate) fn transfer(&self, part: Option<&Part>) -> Transfer {
+        match (self.coherence(), part.map(|(_, side)| *side)) {
+            (Coherence::Passthrough, Some(Side::Shm)) => Transfer::Passthrough,
+            (Coherence::Passthrough, Some(Side::Wal | Side::Journal)) => match self.store.role() {
+                Role::Primary { .. } => Transfer::Passthrough,
+                Role::Replica => Transfer::Cached,
+            },
+            (Coherence::Passthrough, Some(Side::Database) | None) | (Coherence::Intercepted, _) => {
+                Transfer::Cached
+            }
+        }
+    }
+}

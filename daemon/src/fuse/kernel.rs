@@ -1,0 +1,344 @@
+//! What the engine asks of the mount: locks, the page cache, and work that needs SQLite.
+//!
+//! Notifications to the kernel wait for page locks, which a client holds while its request is being served. A thread that serves requests
+//! must therefore not send one; it leaves it to the thread `notify`.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread;
+
+use engine::{CheckpointMode, CheckpointResult, Coherence, DbName, Kernel, LockFiles, Side};
+use fuser::{INodeNo, Notifier};
+use parking_lot::Mutex;
+
+use super::edge::Edge;
+use super::node::ROOT;
+use crate::companion::{self, Companion, OpenedFile};
+
+/// The kernel copies a stored range page by page and refuses more than it asked to be told at once.
+const STORE_CHUNK: usize = 1 << 20;
+
+pub(crate) struct MountKernel {
+    edge: Arc<Edge>,
+    companion: Arc<Companion>,
+    path: PathBuf,
+    notices: Notices,
+    /// Lock files that the engine still holds, to be handed out again while the files are the same.
+    locks: Mutex<HashMap<DbName, Weak<MountLocks>>>,
+}
+
+impl MountKernel {
+    pub(crate) fn new(
+        edge: Arc<Edge>,
+        notifier: Notifier,
+        companion: Arc<Companion>,
+        path: PathBuf,
+    ) -> MountKernel {
+        MountKernel {
+            edge,
+            companion,
+            path,
+            notices: Notices::new(notifier),
+            locks: Mutex::default(),
+        }
+    }
+
+    /// The node of a file if the kernel knows it, and whether clients reach the backing file's own pages.
+    fn known(&self, db: &DbName, side: Side) -> Option<(u64, bool)> {
+        let inode = std::fs::symlink_metadata(db.file_in(&self.edge.files_dir, side))
+            .ok()?
+            .ino();
+        let node = self.edge.table.by_inode(inode)?;
+        Some((inode, node.is_passthrough()))
+    }
+
+    fn dir_id(&self, path: &Path) -> Option<u64> {
+        match path.parent() {
+            None => Some(ROOT),
+            Some(dir) if dir.as_os_str().is_empty() => Some(ROOT),
+            Some(dir) => {
+                let inode = std::fs::symlink_metadata(self.edge.files_dir.join(dir))
+                    .ok()?
+                    .ino();
+                self.edge.table.by_inode(inode).map(|node| node.id())
+            }
+        }
+    }
+}
+
+impl Kernel for MountKernel {
+    fn coherence(&self) -> Coherence {
+        self.edge.coherence()
+    }
+
+    fn open_locks(&self, db: &DbName) -> io::Result<Arc<dyn LockFiles>> {
+        let known = self.locks.lock().get(db).and_then(Weak::upgrade);
+        let inode = inode_at(&db.file_in(&self.edge.files_dir, Side::Database));
+        if let Some(locks) = known.filter(|locks| locks.database.inode == inode && locks.shm_is_current()) {
+            return Ok(locks);
+        }
+        refuse_on_serving_thread("open_locks")?;
+        let database = self
+            .companion
+            .open_database(&db.file_in(&self.path, Side::Database))?;
+        let locks = Arc::new(MountLocks {
+            companion: self.companion.clone(),
+            database,
+            shm_path: db.file_in(&self.path, Side::Shm),
+            shm_backing: db.file_in(&self.edge.files_dir, Side::Shm),
+            shm: OnceLock::new(),
+        });
+        self.locks.lock().insert(db.clone(), Arc::downgrade(&locks));
+        Ok(locks)
+    }
+
+    fn store(&self, db: &DbName, side: Side, offset: u64, data: &[u8]) {
+        let Some((id, passthrough)) = self.known(db, side) else {
+            return;
+        };
+        if passthrough {
+            return self.notices.send(Notice::Attributes { id });
+        }
+        for (index, chunk) in data.chunks(STORE_CHUNK).enumerate() {
+            let offset = offset + (index * STORE_CHUNK) as u64;
+            self.notices.send_with(
+                |notifier| notifier.store(INodeNo(id), offset, chunk),
+                || Notice::Store {
+                    id,
+                    offset,
+                    data: chunk.to_vec(),
+                },
+            );
+        }
+    }
+
+    fn invalidate(&self, db: &DbName, side: Side, range: Option<(u64, u64)>) {
+        let Some((id, passthrough)) = self.known(db, side) else {
+            return;
+        };
+        self.notices.send(match range {
+            _ if passthrough => Notice::Attributes { id },
+            None => Notice::Pages {
+                id,
+                offset: 0,
+                length: 0,
+            },
+            Some((offset, length)) => Notice::Pages {
+                id,
+                offset: offset as i64,
+                length: length as i64,
+            },
+        });
+    }
+
+    fn invalidate_entry(&self, db: &DbName, side: Side) {
+        let path = db.file(side);
+        let (Some(parent), Some(name)) = (self.dir_id(&path), path.file_name()) else {
+            return;
+        };
+        self.notices.send(Notice::Name {
+            parent,
+            name: name.as_bytes().to_vec(),
+        });
+    }
+
+    fn invalidate_position(&self, _db: &DbName) {
+        // Reads of NAME-pos bypass the page cache and its attributes are never remembered.
+    }
+
+    fn checkpoint(&self, db: &DbName, mode: CheckpointMode) -> io::Result<CheckpointResult> {
+        refuse_on_serving_thread("checkpoint")?;
+        self.companion
+            .checkpoint(&db.file_in(&self.path, Side::Database), mode)
+    }
+
+    fn recover(&self, db: &DbName) -> io::Result<()> {
+        refuse_on_serving_thread("recover")?;
+        self.companion.recover(&db.file_in(&self.path, Side::Database))
+    }
+}
+
+/// Locks of the daemon on files of the mount, through descriptors that the opener opened.
+///
+/// The wal-index is opened, and created if need be, when it is first locked: a database in a rollback mode has none and must not get one.
+struct MountLocks {
+    companion: Arc<Companion>,
+    database: OpenedFile,
+    shm_path: PathBuf,
+    shm_backing: PathBuf,
+    shm: OnceLock<OpenedFile>,
+}
+
+impl MountLocks {
+    fn file(&self, side: Side) -> io::Result<&File> {
+        match side {
+            Side::Database | Side::Journal | Side::Wal => Ok(&self.database.file),
+            Side::Shm => match self.shm.get() {
+                Some(shm) => Ok(&shm.file),
+                None => {
+                    refuse_on_serving_thread("open the wal-index")?;
+                    let shm = self.companion.open_shm(&self.shm_path)?;
+                    Ok(&self.shm.get_or_init(|| shm).file)
+                }
+            },
+        }
+    }
+}
+
+impl MountLocks {
+    fn shm_is_current(&self) -> bool {
+        self.shm
+            .get()
+            .is_none_or(|shm| shm.inode == inode_at(&self.shm_backing))
+    }
+}
+
+/// Inode number of a backing file; 0: there is none.
+fn inode_at(path: &Path) -> u64 {
+    std::fs::symlink_metadata(path).map_or(0, |stat| stat.ino())
+}
+
+impl LockFiles for MountLocks {
+    fn database_write_locked(&self) -> io::Result<bool> {
+        companion::is_write_locked(self.database.file.as_fd())
+    }
+
+    fn locked(&self, side: Side, start: u64) -> io::Result<bool> {
+        if side == Side::Shm && self.shm.get().is_none() && !self.shm_backing.exists() {
+            return Ok(false);
+        }
+        companion::is_locked(self.file(side)?.as_fd(), start)
+    }
+
+    fn try_lock(&self, side: Side, start: u64, len: u64, exclusive: bool) -> io::Result<bool> {
+        companion::try_lock(self.file(side)?.as_fd(), start, len, exclusive)
+    }
+
+    fn unlock(&self, side: Side, start: u64, len: u64) -> io::Result<()> {
+        companion::unlock(self.file(side)?.as_fd(), start, len)
+    }
+
+    fn shm_inode(&self) -> u64 {
+        match self.shm.get() {
+            Some(shm) => shm.inode,
+            // Not opened yet: whatever is there will be the one.
+            None => inode_at(&self.shm_backing),
+        }
+    }
+}
+
+/// A message to the kernel about something the daemon changed behind its back.
+enum Notice {
+    Attributes {
+        id: u64,
+    },
+    /// Length 0: to the end.
+    Pages {
+        id: u64,
+        offset: i64,
+        length: i64,
+    },
+    Store {
+        id: u64,
+        offset: u64,
+        data: Vec<u8>,
+    },
+    Name {
+        parent: u64,
+        name: Vec<u8>,
+    },
+}
+
+impl Notice {
+    fn deliver(&self, notifier: &Notifier) -> io::Result<()> {
+        match self {
+            Notice::Attributes { id } => notifier.inval_inode(INodeNo(*id), -1, 0),
+            Notice::Pages { id, offset, length } => notifier.inval_inode(INodeNo(*id), *offset, *length),
+            Notice::Store { id, offset, data } => notifier.store(INodeNo(*id), *offset, data),
+            Notice::Name { parent, name } => notifier.inval_entry(INodeNo(*parent), OsStr::from_bytes(name)),
+        }
+    }
+}
+
+struct Notices {
+    notifier: Notifier,
+    /// For threads that may not wait.
+    later: Sender<Notice>,
+}
+
+impl Notices {
+    fn new(notifier: Notifier) -> Notices {
+        let (later, queue) = channel::<Notice>();
+        let deliverer = notifier.clone();
+        let spawned = thread::Builder::new().name("notify".into()).spawn(move || {
+            for notice in queue {
+                log_failure(notice.deliver(&deliverer));
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::error!(%error, "start the thread `notify`: clients may see outdated pages");
+        }
+        Notices { notifier, later }
+    }
+
+    fn send(&self, notice: Notice) {
+        if is_serving_thread() {
+            // The receiver lives as long as the mount.
+            let _ = self.later.send(notice);
+        } else {
+            log_failure(notice.deliver(&self.notifier));
+        }
+    }
+
+    /// As [`Notices::send`], without copying the data where that is possible.
+    fn send_with(&self, now: impl FnOnce(&Notifier) -> io::Result<()>, later: impl FnOnce() -> Notice) {
+        if is_serving_thread() {
+            let _ = self.later.send(later());
+        } else {
+            log_failure(now(&self.notifier));
+        }
+    }
+}
+
+fn log_failure(result: io::Result<()>) {
+    match result {
+        Ok(()) => {}
+        // The mount is being detached, and its page cache goes with it.
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENODEV | libc::ENOTCONN | libc::ENOENT)
+            ) => {}
+        Err(error) => {
+            tracing::warn!(%error, "tell the kernel about a change; clients may see outdated pages")
+        }
+    }
+}
+
+/// Threads of the session carry names that start so.
+fn is_serving_thread() -> bool {
+    thread_local! {
+        static SERVING: bool = thread::current().name().is_some_and(|name| name.starts_with("fuser-"));
+    }
+    SERVING.with(|serving| *serving)
+}
+
+/// The daemon never waits for itself.
+fn refuse_on_serving_thread(operation: &'static str) -> io::Result<()> {
+    if !is_serving_thread() {
+        return Ok(());
+    }
+    tracing::error!(
+        operation,
+        "refused: a thread that serves the mount must not wait for it"
+    );
+    Err(io::Error::from_raw_os_error(libc::EDEADLK))
+}

@@ -1,0 +1,39 @@
+//! The kernel edge: the mount, and what the kernel asks of it.
+//!
+//! First link of a transaction's life. The mount mirrors the backing tree `<data>/files`; locks stay in the kernel, and a request comes only
+//! for what the kernel cannot decide alone. In mode K the kernel reads and writes `-wal`, `-shm` and `-journal` itself (`FOPEN_PASSTHROUGH`);
+//! in mode D, the automatic fallback, every file goes through the page cache and every write is intercepted.
+//!
+//! * [`Mount`]: attaching, serving, detaching; `mount`, `fusermount`: ways to a connection
+//! * `serve`: decodes requests and replies; `tree` (names), `data` (files), `readdir`: carry them out; `edge`: the state and the rules
+//! * `node`: the inodes the kernel knows; `handle`: open files; `backing`: system calls on the backing tree
+//! * `virtual_files`, [`Presence`]: `.primary`, `.lag`, `NAME-pos`, `NAME-lock`
+//! * `kernel`: what the engine asks of the mount; `wal_watch`: the asynchronous trigger of capture
+//! * [`Requests`]: how often the kernel asked for what
+//!
+//! Invariants: no thread that serves requests sends one to its own mount; no lock of the edge is held while the engine is called; an errno
+//! is chosen in `errno` only.
+
+mod attr;
+mod backing;
+mod data;
+mod edge;
+mod errno;
+mod fusermount;
+mod handle;
+mod kernel;
+mod mount;
+mod node;
+mod presence;
+mod readdir;
+mod requests;
+mod serve;
+mod session;
+mod tree;
+mod virtual_files;
+mod wal_watch;
+
+pub use mount::{FSNAME, MountError, detach_stale};
+pub use presence::{Lag, Presence};
+pub use requests::{FUSE_REQUESTS_TOTAL, FileKind, Op, Requests, Snapshot};
+pub use session::{Mount, MountOptions, Passthrough};

@@ -1,0 +1,95 @@
+//! What `.primary` and `.lag` say: who the primary is and how old the newest news from it are.
+//!
+//! The leadership side of the daemon writes it, the kernel edge reads it when a client reads one of the two files.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::RwLock;
+
+/// How far this node is behind the primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lag {
+    /// This node is the primary.
+    Primary,
+    /// Nothing was heard from a primary since the start.
+    #[default]
+    Unknown,
+    /// Time stamp (milliseconds since the epoch) of the newest transaction or heartbeat received.
+    Since(i64),
+}
+
+/// Shared between the elector, which knows, and the mount, which tells.
+#[derive(Debug, Default)]
+pub struct Presence {
+    state: RwLock<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    primary: Option<String>,
+    lag: Lag,
+}
+
+impl Presence {
+    /// Another node is the primary (`Some(hostname)`), or none is known, or this node is it (`None`).
+    pub fn set_primary(&self, hostname: Option<String>) {
+        self.state.write().primary = hostname;
+    }
+
+    pub fn set_lag(&self, lag: Lag) {
+        self.state.write().lag = lag;
+    }
+
+    /// Content of `.primary`; `None`: the file does not exist now.
+    pub(crate) fn primary_text(&self) -> Option<String> {
+        self.state
+            .read()
+            .primary
+            .as_ref()
+            .map(|hostname| format!("{hostname}\n"))
+    }
+
+    /// Content of `.lag`: a sign and at least nine digits of milliseconds.
+    pub(crate) fn lag_text(&self) -> String {
+        let milliseconds = match self.state.read().lag {
+            Lag::Primary => 0,
+            Lag::Unknown => i64::from(i32::MAX),
+            Lag::Since(then) => now_ms() - then,
+        };
+        format!("{milliseconds:+010}\n")
+    }
+}
+
+fn now_ms() -> i64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_is_signed_and_padded_as_litefs_writes_it() {
+        let presence = Presence::default();
+        assert_eq!(presence.lag_text(), "+2147483647\n");
+        presence.set_lag(Lag::Primary);
+        assert_eq!(presence.lag_text(), "+000000000\n");
+        presence.set_lag(Lag::Since(now_ms() - 1500));
+        let text = presence.lag_text();
+        assert!(text.starts_with("+00000") && text.len() == 11, "{text:?}");
+        presence.set_lag(Lag::Since(now_ms() + 60_000));
+        assert!(
+            presence.lag_text().starts_with("-0000"),
+            "a clock ahead of ours gives a negative lag"
+        );
+    }
+
+    #[test]
+    fn primary_exists_only_while_another_node_is_it() {
+        let presence = Presence::default();
+        assert_eq!(presence.primary_text(), None);
+        presence.set_primary(Some("node-1".into()));
+        assert_eq!(presence.primary_text().as_deref(), Some("node-1\n"));
+    }
+}

@@ -1,0 +1,286 @@
+//! A mount for tests, served by a process of its own.
+//!
+//! The daemon must never wait for its own mount, and tests are its clients: so the test program runs itself once more as the daemon, and
+//! talks to it over a pipe, one line for a question and one for the answer. Needs root and /dev/fuse.
+#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(unreachable_pub, reason = "a module of several programs")]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::{CheckpointMode, Coherence, DbName, Kernel, Role, Side, Store, StoreOptions};
+use litefs::companion::{Companion, CompanionOptions, DataLock};
+use litefs::fuse::{Lag, Mount, MountOptions, Passthrough, Presence};
+use tempfile::TempDir;
+
+const ROLE_OF_PROCESS: &str = "LITEFS_TEST_DAEMON";
+
+/// K or D.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mode {
+    K,
+    D,
+}
+
+pub const MODES: [Mode; 2] = [Mode::K, Mode::D];
+
+/// A served mount.
+pub struct Rig {
+    dir: TempDir,
+    daemon: Daemon,
+    pub mode: Mode,
+}
+
+struct Daemon {
+    child: Child,
+    questions: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Rig {
+    pub fn start(mode: Mode) -> Rig {
+        Rig::start_in(TempDir::with_prefix("edge-mount-").unwrap(), mode)
+    }
+
+    fn start_in(dir: TempDir, mode: Mode) -> Rig {
+        let daemon = Daemon::spawn(dir.path(), mode);
+        Rig { dir, daemon, mode }
+    }
+
+    pub fn mount(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.mount().join(name)
+    }
+
+    pub fn backing(&self, name: &str) -> PathBuf {
+        self.dir.path().join("data/files").join(name)
+    }
+
+    pub fn ask(&mut self, question: &str) -> String {
+        self.daemon.ask(question)
+    }
+
+    /// Requests so far, by `op.file`.
+    pub fn requests(&mut self) -> Counts {
+        Counts::parse(&self.ask("requests"))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.daemon.child.id()
+    }
+
+    /// Kills the daemon without warning; the mount is dead from now on.
+    pub fn kill(&mut self) {
+        self.daemon.child.kill().unwrap();
+        self.daemon.child.wait().unwrap();
+    }
+
+    /// Starts another daemon on the same data and mount point.
+    pub fn restart(&mut self) {
+        self.daemon = Daemon::spawn(self.dir.path(), self.mode);
+    }
+
+    pub fn stop(mut self) {
+        assert_eq!(self.ask("stop"), "stopped");
+        let status = self.daemon.child.wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if let Ok(None) = self.daemon.child.try_wait() {
+            // A daemon that is killed leaves its mount behind; one that reads the end of its input detaches it.
+            let _ = writeln!(self.daemon.questions, "stop");
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while let Ok(None) = self.daemon.child.try_wait() {
+                if Instant::now() > deadline {
+                    let _ = self.daemon.child.kill();
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        let _ = nix::mount::umount2(&self.mount(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+impl Daemon {
+    fn spawn(dir: &Path, mode: Mode) -> Daemon {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "daemon_process", "--nocapture", "--test-threads=1"])
+            .env(ROLE_OF_PROCESS, format!("{mode:?}"))
+            .current_dir(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let questions = child.stdin.take().unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        let mut daemon = Daemon {
+            child,
+            questions,
+            answers,
+        };
+        assert_eq!(daemon.answer(), format!("mounted {mode:?}"));
+        daemon
+    }
+
+    fn ask(&mut self, question: &str) -> String {
+        writeln!(self.questions, "{question}").unwrap();
+        self.answer()
+    }
+
+    /// The test framework of the child prints lines of its own.
+    fn answer(&mut self) -> String {
+        loop {
+            let mut line = String::new();
+            let length = self.answers.read_line(&mut line).unwrap();
+            assert!(length > 0, "the daemon ended");
+            if let Some((_, answer)) = line.split_once("> ") {
+                return answer.trim_end().to_owned();
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Counts(pub BTreeMap<String, u64>);
+
+impl Counts {
+    fn parse(text: &str) -> Counts {
+        let cells = text
+            .trim_matches(['{', '}'])
+            .split(", ")
+            .filter(|cell| !cell.is_empty());
+        let parse = |cell: &str| {
+            let (key, count) = cell.split_once(": ").unwrap();
+            (key.to_owned(), count.parse().unwrap())
+        };
+        Counts(cells.map(parse).collect())
+    }
+
+    pub fn since(&self, earlier: &Counts) -> Counts {
+        let then = |key: &str| earlier.0.get(key).copied().unwrap_or(0);
+        let left = self.0.iter().map(|(key, now)| (key.clone(), now - then(key)));
+        Counts(
+            left.filter(|(key, count)| *count > 0 && !key.starts_with("forget"))
+                .collect(),
+        )
+    }
+
+    pub fn total(&self) -> u64 {
+        self.0.values().sum()
+    }
+}
+
+/// Body of the test `daemon_process` that every test program with a [`Rig`] has: the daemon's main loop, if this is the daemon.
+pub fn serve_if_daemon() {
+    let Ok(mode) = std::env::var(ROLE_OF_PROCESS) else {
+        return;
+    };
+    let passthrough = if mode == "K" {
+        Passthrough::On
+    } else {
+        Passthrough::Off
+    };
+    let data = PathBuf::from("data");
+    std::fs::create_dir_all(&data).unwrap();
+    let data = data.canonicalize().unwrap();
+    let lock = DataLock::acquire(&data, Duration::from_secs(15)).unwrap();
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_litefs"));
+    let companion = Companion::start(&lock, &CompanionOptions { program }).unwrap();
+    let store = Store::open(&data, StoreOptions::default()).unwrap();
+    let presence = Arc::new(Presence::default());
+    presence.set_lag(Lag::Primary);
+    let options = MountOptions {
+        passthrough,
+        allow_other: true,
+        ..MountOptions::new("mnt")
+    };
+    let mount = Mount::start(store.clone(), companion.clone(), presence.clone(), &options).unwrap();
+    store.start(mount.kernel()).unwrap();
+    store.set_role(Role::Primary { epoch: 1 }).unwrap();
+    println!("> mounted {mode}");
+    for question in std::io::stdin().lines() {
+        let question = question.unwrap();
+        let words: Vec<&str> = question.split(' ').collect();
+        let answer = match words[..] {
+            ["stop"] => break,
+            ["requests"] => format!("{:?}", mount.requests().snapshot()),
+            ["coherence"] => format!("{:?}", mount.coherence()),
+            ["role", "primary"] => result(store.set_role(Role::Primary { epoch: 2 })),
+            ["role", "replica"] => result(store.set_role(Role::Replica)),
+            ["primary", name] => {
+                presence.set_primary(Some(name.to_owned()));
+                mount.primary_changed();
+                "ok".into()
+            }
+            ["checkpoint", name] => {
+                format!(
+                    "{:?}",
+                    mount
+                        .kernel()
+                        .checkpoint(&database(name), CheckpointMode::Truncate)
+                )
+            }
+            ["recover", name] => result(mount.kernel().recover(&database(name))),
+            ["lock", name, seconds] => hold_write_lock(&*mount.kernel(), name, seconds),
+            ["databases"] => {
+                let names = store
+                    .databases()
+                    .iter()
+                    .map(|db| db.name().to_string())
+                    .collect::<Vec<_>>();
+                names.join(",")
+            }
+            _ => panic!("question {question:?}"),
+        };
+        println!("> {answer}");
+    }
+    store.close().unwrap();
+    companion.stop();
+    mount.stop().unwrap();
+    println!("> stopped");
+    std::process::exit(0);
+}
+
+fn database(name: &str) -> DbName {
+    DbName::from_str(name).unwrap()
+}
+
+fn result<E: std::fmt::Debug>(result: Result<(), E>) -> String {
+    match result {
+        Ok(()) => "ok".into(),
+        Err(error) => format!("{error:?}"),
+    }
+}
+
+/// Holds WAL_WRITE of a database for some seconds, or says that it could not get it.
+fn hold_write_lock(kernel: &dyn Kernel, name: &str, milliseconds: &str) -> String {
+    let locks = kernel.open_locks(&database(name)).unwrap();
+    let taken = locks.try_lock(Side::Shm, 120, 1, true).unwrap();
+    if taken {
+        let pause = Duration::from_millis(milliseconds.parse().unwrap());
+        std::thread::spawn(move || {
+            std::thread::sleep(pause);
+            locks.unlock(Side::Shm, 120, 1).unwrap();
+        });
+    }
+    taken.to_string()
+}
+
+pub fn coherence(mode: Mode) -> Coherence {
+    match mode {
+        Mode::K => Coherence::Passthrough,
+        Mode::D => Coherence::Intercepted,
+    }
+}
