@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -39,13 +40,20 @@ pub fn consul() -> Result<PathBuf> {
     })
 }
 
+static IS_LITEFS_DEV: AtomicBool = AtomicBool::new(false);
+
+/// Says that this program is `litefs-dev`, whatever its file is called.
+pub fn announce_litefs_dev() {
+    IS_LITEFS_DEV.store(true, Ordering::Relaxed);
+}
+
 /// The `litefs-dev` binary, which supervises clusters: this program, or the one beside a test program.
 pub fn litefs_dev() -> Result<PathBuf> {
     if let Some(given) = std::env::var_os("LITEFS_DEV_BIN") {
         return Ok(given.into());
     }
     let program = std::env::current_exe().map_err(Error::system("finding this program"))?;
-    if program.file_name().is_some_and(|name| name == "litefs-dev") {
+    if IS_LITEFS_DEV.load(Ordering::Relaxed) {
         return Ok(program);
     }
     beside("litefs-dev")

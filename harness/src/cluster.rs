@@ -26,6 +26,7 @@ use crate::wire::{Direction, LinkPolicy};
 
 const SUPERVISOR_START: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(30);
+const MOMENT: Duration = Duration::from_secs(2);
 /// Between two looks at a cluster that is waited for.
 const GLANCE: Duration = Duration::from_millis(20);
 
@@ -95,6 +96,7 @@ impl Cluster {
             return Err(Error::refused(format!("cluster {name} is running already"), hint));
         }
         check_fuse_device()?;
+        binary::litefs_dev()?;
         let spec = spec(&options, &directory)?;
         std::fs::create_dir_all(directory.path()).map_err(Error::file("creating", directory.path()))?;
         let directory = ClusterDirectory::at(directory.path())?;
@@ -181,7 +183,11 @@ impl Cluster {
             let spec = self.directory.spec()?;
             return Ok(ClusterStatus::stopped(&self.directory, spec.node_stations()));
         }
-        let supervisor = self.call(&Request::State)?;
+        let supervisor = match self.call(&Request::State) {
+            Ok(supervisor) => supervisor,
+            Err(_) if !self.directory.is_running()? => return self.status(),
+            Err(error) => return Err(error),
+        };
         Ok(self
             .runtime
             .block_on(ClusterStatus::collect(&self.directory, supervisor)))
@@ -196,7 +202,10 @@ impl Cluster {
             if condition.holds(&status) {
                 return Ok(waited);
             }
-            if waited >= timeout || !status.running {
+            if !status.running {
+                return Err(self.not_running());
+            }
+            if waited >= timeout {
                 let (what, seen) = (condition.to_string(), status.summary());
                 return Err(Error::Timeout { what, waited, seen });
             }
@@ -309,7 +318,10 @@ impl Cluster {
             std::thread::scope(|scope| {
                 for node in group {
                     // What does not stop in time is killed by the shutdown.
-                    scope.spawn(|| control::call(&self.directory, &Request::Stop(node.name, STOP)));
+                    scope.spawn(|| {
+                        let stream = self.directory.connect()?;
+                        control::call(&self.directory, stream, &Request::Stop(node.name, STOP))
+                    });
                 }
             });
         }
@@ -340,15 +352,27 @@ impl Cluster {
         std::fs::remove_dir_all(path).map_err(Error::file("removing", path))
     }
 
+    /// A supervisor that lives but does not listen is starting or ending; that is soon over.
     pub(crate) fn call(&self, request: &Request) -> Result<SupervisorState> {
-        if !self.directory.is_running()? {
-            let name = self.name();
-            return Err(Error::refused(
-                format!("cluster {name} is not running"),
-                format!("litefs-dev up --name {name}"),
-            ));
+        let deadline = Instant::now() + MOMENT;
+        loop {
+            if !self.directory.is_running()? {
+                return Err(self.not_running());
+            }
+            match self.directory.connect() {
+                Ok(stream) => return control::call(&self.directory, stream, request),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => std::thread::sleep(GLANCE),
+            }
         }
-        control::call(&self.directory, request)
+    }
+
+    fn not_running(&self) -> Error {
+        let name = self.name();
+        Error::refused(
+            format!("cluster {name} is not running"),
+            format!("litefs-dev up --name {name}"),
+        )
     }
 
     fn start_supervisor(&self) -> Result<()> {
@@ -387,8 +411,10 @@ impl Cluster {
 
     /// The supervisor listens before it starts the nodes and answers after.
     fn answers(&self) -> bool {
-        self.directory.is_running().unwrap_or(false)
-            && control::call(&self.directory, &Request::State).is_ok()
+        let connected = self.directory.connect();
+        connected
+            .and_then(|stream| control::call(&self.directory, stream, &Request::State))
+            .is_ok()
     }
 
     fn check_alive(&self, child: &mut Child, start_of_log: u64) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -85,10 +86,13 @@ impl SupervisorState {
     }
 }
 
-/// Sends a request and waits until it is carried out.
-pub(crate) fn call(directory: &ClusterDirectory, request: &Request) -> Result<SupervisorState> {
+/// Sends a request over a connection to the supervisor and waits until it is carried out.
+pub(crate) fn call(
+    directory: &ClusterDirectory,
+    mut stream: UnixStream,
+    request: &Request,
+) -> Result<SupervisorState> {
     let failed = || Error::system("talking to the cluster's supervisor");
-    let mut stream = directory.connect()?;
     let mut line = serde_json::to_vec(request).map_err(|error| failed()(error.into()))?;
     line.push(b'\n');
     stream.write_all(&line).map_err(failed())?;
