@@ -1,16 +1,37 @@
-//! The embedded lease server against the behaviour of Consul that LiteFS relies on.
+//! The embedded lease server against the behaviour of Consul that LiteFS relies on; where a `consul` binary is in the `PATH`, the same
+//! expectations are held against the real one.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::Not;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use litefs_dev::lease::LeaseServer;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 
+/// Consul takes nothing for a session that does not look like one.
+const UNKNOWN: &str = "01234567-89ab-4def-8123-456789abcdef";
+
 struct Consul {
-    server: LeaseServer,
+    address: SocketAddr,
     client: Client,
+    server: Server,
+}
+
+enum Server {
+    Embedded(#[expect(dead_code, reason = "it serves for as long as it lives")] LeaseServer),
+    Real(Child),
+}
+
+impl Drop for Consul {
+    fn drop(&mut self) {
+        if let Server::Real(agent) = &mut self.server {
+            agent.kill().unwrap();
+            agent.wait().unwrap();
+        }
+    }
 }
 
 impl Consul {
@@ -19,13 +40,71 @@ impl Consul {
             .await
             .unwrap();
         Self {
-            server,
-            client: Client::builder().no_proxy().build().unwrap(),
+            address: server.address(),
+            client: client(),
+            server: Server::Embedded(server),
         }
     }
 
+    /// The embedded server, and a real one if there is one.
+    async fn all() -> Vec<Self> {
+        let mut all = vec![Self::start(None).await];
+        match litefs_dev::binary::consul() {
+            Ok(binary) => all.push(Self::start_real(&binary).await),
+            Err(_) => eprintln!("no consul binary: only the embedded server is tested"),
+        }
+        all
+    }
+
+    async fn start_real(binary: &std::path::Path) -> Self {
+        let ports: Vec<u16> = {
+            let listeners: Vec<_> = (0..4)
+                .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
+                .collect();
+            listeners
+                .iter()
+                .map(|listener| listener.local_addr().unwrap().port())
+                .collect()
+        };
+        let mut command = Command::new(binary);
+        command.args([
+            "agent",
+            "-dev",
+            "-bind=127.0.0.1",
+            "-dns-port=-1",
+            "-grpc-port=-1",
+        ]);
+        for (option, port) in ["http", "server", "serf-lan", "serf-wan"].iter().zip(&ports) {
+            command.arg(format!("-{option}-port={port}"));
+        }
+        let agent = command.stdout(Stdio::null()).spawn().unwrap();
+        let address = (Ipv4Addr::LOCALHOST, ports[0]).into();
+        let consul = Self {
+            address,
+            client: client(),
+            server: Server::Real(agent),
+        };
+        let start = Instant::now();
+        // Until it has elected itself, it refuses sessions.
+        while consul
+            .client
+            .put(consul.url("session/create"))
+            .send()
+            .await
+            .is_ok_and(|answer| answer.status().is_success())
+            .not()
+        {
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "the consul agent does not start"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        consul
+    }
+
     fn url(&self, path: &str) -> String {
-        format!("http://{}/v1/{path}", self.server.address())
+        format!("http://{}/v1/{path}", self.address)
     }
 
     async fn put(&self, path: &str, body: impl Into<reqwest::Body>) -> (StatusCode, String) {
@@ -37,7 +116,8 @@ impl Consul {
     async fn ok(&self, path: &str, body: impl Into<reqwest::Body>) -> String {
         let (status, text) = self.put(path, body).await;
         assert_eq!(status, StatusCode::OK, "{path}: {text}");
-        text
+        // An agent in development mode pretty-prints, with a line end.
+        text.trim_end().to_owned()
     }
 
     async fn session(&self, ttl: &str, behavior: &str, lock_delay: &str) -> String {
@@ -69,60 +149,66 @@ impl Consul {
     }
 }
 
+fn client() -> Client {
+    Client::builder().no_proxy().build().unwrap()
+}
+
 #[tokio::test]
 async fn a_lease_goes_through_its_life_as_with_consul() {
-    let consul = Consul::start(None).await;
-    assert_eq!(consul.get("kv/litefs/c").await.0, None);
-    let (a, b) = (
-        consul.session("10s", "delete", "1000ms").await,
-        consul.session("10s", "delete", "1000ms").await,
-    );
-    assert_eq!(
-        consul.ok(&format!("kv/litefs/c?acquire={a}"), "value a").await,
-        "true"
-    );
-    assert_eq!(
-        consul.ok(&format!("kv/litefs/c?acquire={b}"), "value b").await,
-        "false"
-    );
-    let (entry, index) = consul.get("kv/litefs/c").await;
-    let entry = entry.unwrap();
-    assert_eq!(entry["Value"], "dmFsdWUgYQ==");
-    assert_eq!(entry["Session"], json!(a));
-    assert_eq!(entry["ModifyIndex"], json!(index));
-    assert_eq!(entry["LockIndex"], 1);
+    for consul in Consul::all().await {
+        assert_eq!(consul.get("kv/litefs/c").await.0, None);
+        let (a, b) = (
+            consul.session("10s", "delete", "1000ms").await,
+            consul.session("10s", "delete", "1000ms").await,
+        );
+        assert_eq!(
+            consul.ok(&format!("kv/litefs/c?acquire={a}"), "value a").await,
+            "true"
+        );
+        assert_eq!(
+            consul.ok(&format!("kv/litefs/c?acquire={b}"), "value b").await,
+            "false"
+        );
+        let (entry, index) = consul.get("kv/litefs/c").await;
+        let entry = entry.unwrap();
+        assert_eq!(entry["Value"], "dmFsdWUgYQ==");
+        assert_eq!(entry["Session"], json!(a));
+        assert_eq!(entry["ModifyIndex"], json!(index));
+        assert_eq!(entry["LockIndex"], 1);
 
-    assert_eq!(consul.ok(&format!("kv/litefs/c?release={a}"), "").await, "true");
-    assert_eq!(consul.ok(&format!("session/destroy/{a}"), "").await, "true");
-    let entry = consul.get("kv/litefs/c").await.0.unwrap();
-    assert_eq!(
-        (&entry["Value"], entry.get("Session")),
-        (&Value::Null, None),
-        "the key stays, empty and unheld"
-    );
-    assert_eq!(
-        consul.ok(&format!("kv/litefs/c?acquire={b}"), "value b").await,
-        "true",
-        "no lock delay after a release"
-    );
-    assert_eq!(consul.get("kv/litefs/c").await.0.unwrap()["LockIndex"], 2);
+        assert_eq!(consul.ok(&format!("kv/litefs/c?release={a}"), "").await, "true");
+        assert_eq!(consul.ok(&format!("session/destroy/{a}"), "").await, "true");
+        let entry = consul.get("kv/litefs/c").await.0.unwrap();
+        assert_eq!(
+            (&entry["Value"], entry.get("Session")),
+            (&Value::Null, None),
+            "the key stays, empty and unheld"
+        );
+        assert_eq!(
+            consul.ok(&format!("kv/litefs/c?acquire={b}"), "value b").await,
+            "true",
+            "no lock delay after a release"
+        );
+        assert_eq!(consul.get("kv/litefs/c").await.0.unwrap()["LockIndex"], 2);
+    }
 }
 
 #[tokio::test]
 async fn unknown_sessions_are_told_apart_by_status() {
-    let consul = Consul::start(None).await;
-    assert_eq!(
-        consul.put("session/renew/none", "").await.0,
-        StatusCode::NOT_FOUND
-    );
-    assert_eq!(consul.ok("session/destroy/none", "").await, "true");
-    let (status, message) = consul.put("kv/k?acquire=none", "").await;
-    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
-    assert!(message.contains("invalid session"), "{message}");
-    assert_eq!(
-        consul.put("session/create", r#"{"TTL":"soon"}"#).await.0,
-        StatusCode::BAD_REQUEST
-    );
+    for consul in Consul::all().await {
+        assert_eq!(
+            consul.put(&format!("session/renew/{UNKNOWN}"), "").await.0,
+            StatusCode::NOT_FOUND
+        );
+        assert_eq!(consul.ok(&format!("session/destroy/{UNKNOWN}"), "").await, "true");
+        let (status, message) = consul.put(&format!("kv/k?acquire={UNKNOWN}"), "").await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(message.contains("invalid session"), "{message}");
+        assert_eq!(
+            consul.put("session/create", r#"{"TTL":"soon"}"#).await.0,
+            StatusCode::INTERNAL_SERVER_ERROR
+        );
+    }
 }
 
 #[tokio::test]
@@ -164,62 +250,65 @@ async fn a_session_lives_as_long_as_it_is_renewed_and_ends_at_its_time_to_live()
 
 #[tokio::test]
 async fn behaviour_release_keeps_the_key() {
-    let consul = Consul::start(None).await;
-    let a = consul.session("10s", "release", "0s").await;
-    consul.ok(&format!("kv/k?acquire={a}"), "v").await;
-    consul.ok(&format!("session/destroy/{a}"), "").await;
-    let entry = consul.get("kv/k").await.0.unwrap();
-    assert_eq!((&entry["Value"], entry.get("Session")), (&json!("dg=="), None));
+    for consul in Consul::all().await {
+        let a = consul.session("10s", "release", "0s").await;
+        consul.ok(&format!("kv/k?acquire={a}"), "v").await;
+        consul.ok(&format!("session/destroy/{a}"), "").await;
+        let entry = consul.get("kv/k").await.0.unwrap();
+        assert_eq!((&entry["Value"], entry.get("Session")), (&json!("dg=="), None));
+    }
 }
 
 #[tokio::test]
 async fn a_blocking_query_returns_on_change_or_after_its_wait() {
-    let consul = Consul::start(None).await;
-    consul.ok("kv/k", "1").await;
-    let (_, index) = consul.get("kv/k").await;
-    let start = Instant::now();
-    assert_eq!(
-        consul.get(&format!("kv/k?index={index}&wait=200ms")).await.1,
-        index
-    );
-    assert!(start.elapsed() >= Duration::from_millis(200));
+    for consul in Consul::all().await {
+        consul.ok("kv/k", "1").await;
+        let (_, index) = consul.get("kv/k").await;
+        let start = Instant::now();
+        assert_eq!(
+            consul.get(&format!("kv/k?index={index}&wait=200ms")).await.1,
+            index
+        );
+        assert!(start.elapsed() >= Duration::from_millis(200));
 
-    let path = format!("kv/k?index={index}&wait=60s");
-    let waiting = consul.get(&path);
-    let writing = async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        consul.ok("kv/k", "2").await
-    };
-    let ((entry, later), _) = tokio::join!(waiting, writing);
-    assert_eq!(entry.unwrap()["Value"], "Mg==");
-    assert!(later > index);
+        let path = format!("kv/k?index={index}&wait=60s");
+        let waiting = consul.get(&path);
+        let writing = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            consul.ok("kv/k", "2").await
+        };
+        let ((entry, later), _) = tokio::join!(waiting, writing);
+        assert_eq!(entry.unwrap()["Value"], "Mg==");
+        assert!(later > index);
+    }
 }
 
 #[tokio::test]
 async fn check_and_set_decides_a_race() {
-    let consul = Consul::start(None).await;
-    assert_eq!(consul.ok("kv/litefs/c/clusterid?cas=0", "LFSC0").await, "true");
-    assert_eq!(consul.ok("kv/litefs/c/clusterid?cas=0", "LFSC1").await, "false");
-    let raw = consul
-        .client
-        .get(consul.url("kv/litefs/c/clusterid?raw"))
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(raw.text().await.unwrap(), "LFSC0");
-    consul
-        .client
-        .delete(consul.url("kv/litefs/c/clusterid"))
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(consul.ok("kv/litefs/c/clusterid?cas=0", "LFSC1").await, "true");
-    assert_eq!(
+    for consul in Consul::all().await {
+        assert_eq!(consul.ok("kv/litefs/c/clusterid?cas=0", "LFSC0").await, "true");
+        assert_eq!(consul.ok("kv/litefs/c/clusterid?cas=0", "LFSC1").await, "false");
+        let raw = consul
+            .client
+            .get(consul.url("kv/litefs/c/clusterid?raw"))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(raw.text().await.unwrap(), "LFSC0");
         consul
-            .ok("catalog/register", r#"{"Node":"litefs","Address":"localhost"}"#)
-            .await,
-        "true"
-    );
+            .client
+            .delete(consul.url("kv/litefs/c/clusterid"))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(consul.ok("kv/litefs/c/clusterid?cas=0", "LFSC1").await, "true");
+        assert_eq!(
+            consul
+                .ok("catalog/register", r#"{"Node":"litefs","Address":"localhost"}"#)
+                .await,
+            "true"
+        );
+    }
 }
 
 #[tokio::test]

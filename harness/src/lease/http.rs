@@ -88,7 +88,8 @@ fn create_session(shared: &Shared, body: &[u8]) -> Answer {
     };
     let session = match session_of(&request) {
         Ok(session) => session,
-        Err(message) => return text(StatusCode::BAD_REQUEST, message),
+        // Consul's servers find these, not its HTTP layer.
+        Err(message) => return text(StatusCode::INTERNAL_SERVER_ERROR, message),
     };
     let id = session_id();
     tracing::info!(session = id, ttl = ?session.ttl, lock_delay = ?session.lock_delay, "session created");
