@@ -19,6 +19,7 @@
 //! part), [`wire`] and [`net`] (the network between them), [`lease`] (who elects the primary), `supervisor` (the process that owns it
 //! all), [`Cluster`] (the face). `main.rs` and `cli` turn commands into calls of [`Cluster`].
 
+pub mod bench;
 pub mod binary;
 mod cluster;
 mod control;
@@ -27,6 +28,7 @@ mod enter;
 mod error;
 pub mod lease;
 pub mod net;
+pub mod solo;
 mod spec;
 pub mod sql;
 pub mod station;
