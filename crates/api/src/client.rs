@@ -112,7 +112,7 @@ impl Client {
 
     /// Asks a primary to hand its lease to `node`.
     pub async fn handoff(&self, node: NodeId) -> Result<(), Error> {
-        let request = self.request(Method::POST, "/handoff").timeout(CALL_TIMEOUT);
+        let request = self.request(Method::POST, "/handoff").timeout(PROMOTE_TIMEOUT);
         self.send("POST /handoff", request.query(&[("nodeID", node.to_string())]))
             .await
             .map(drop)

@@ -19,6 +19,8 @@ pub enum Event {
     Archived { db: String, data: Archived },
     /// A database stopped being replicated; the reason is for people.
     Quarantined { db: String, data: Quarantined },
+    /// A database that had stopped is replicated again.
+    Resumed { db: String },
     /// A kind of line that this client does not know.
     #[serde(other)]
     Unknown,

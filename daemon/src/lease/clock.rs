@@ -3,7 +3,7 @@
 //! It never goes back, and it goes on while the machine sleeps: a primary that wakes up after its lease has run out must
 //! know it at once, which the clock behind `std::time::Instant` does not tell on Linux.
 
-use std::ops::Add;
+use std::ops::{Add, Sub};
 use std::time::Duration;
 
 /// A point in time since the machine was started.
@@ -36,6 +36,14 @@ impl Add<Duration> for BootTime {
 
     fn add(self, duration: Duration) -> BootTime {
         BootTime(self.0.saturating_add(duration))
+    }
+}
+
+impl Sub<Duration> for BootTime {
+    type Output = BootTime;
+
+    fn sub(self, duration: Duration) -> BootTime {
+        BootTime(self.0.saturating_sub(duration))
     }
 }
 

@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::clock::{BootTime, sleep_until};
 
+/// No time as primary at all.
+const DOWN: u64 = 0;
+
 /// The end of this node's time as primary, shared by all that act for the primary. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Fence {
@@ -24,14 +27,23 @@ impl Fence {
         BootTime::from_nanos(self.deadline_nanos.load(Ordering::Acquire))
     }
 
-    /// Moves the deadline to `deadline`.
-    pub(super) fn extend(&self, deadline: BootTime) {
+    /// Begins a time as primary.
+    pub(super) fn raise(&self, deadline: BootTime) {
         self.deadline_nanos.store(deadline.as_nanos(), Ordering::Release);
+    }
+
+    /// Moves the deadline. A renewal that is answered after the end of its term changes nothing.
+    pub(super) fn extend(&self, deadline: BootTime) {
+        let extend = |current| (current != DOWN).then(|| deadline.as_nanos());
+        // Fails for a fence that is down, which is the point.
+        let _ = self
+            .deadline_nanos
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, extend);
     }
 
     /// Ends the time as primary at once.
     pub(super) fn drop_now(&self) {
-        self.deadline_nanos.store(0, Ordering::Release);
+        self.deadline_nanos.store(DOWN, Ordering::Release);
     }
 
     /// Returns when the deadline has passed, however often it is moved before.
@@ -52,7 +64,7 @@ mod tests {
     async fn a_fence_holds_until_its_deadline() {
         let fence = Fence::default();
         assert!(!fence.holds());
-        fence.extend(BootTime::now() + Duration::from_secs(60));
+        fence.raise(BootTime::now() + Duration::from_secs(60));
         assert!(fence.holds());
         assert!(
             tokio::time::timeout(Duration::from_millis(20), fence.expired())
@@ -62,8 +74,8 @@ mod tests {
         fence.extend(BootTime::now() + Duration::from_millis(5));
         fence.expired().await;
         assert!(!fence.holds());
-        fence.extend(BootTime::now() + Duration::from_secs(60));
         fence.drop_now();
-        assert!(!fence.holds());
+        fence.extend(BootTime::now() + Duration::from_secs(60));
+        assert!(!fence.holds(), "the term is over");
     }
 }

@@ -12,6 +12,8 @@
 mod backoff;
 mod clock;
 mod consul;
+pub mod elector;
+mod epoch;
 mod fence;
 mod standing;
 mod static_lease;

@@ -4,7 +4,20 @@
 //! primary's end (sixth link of a transaction's life), `follow` the replica's (seventh). The bytes are those of LiteFS
 //! 0.5 both ways; between our own nodes the replica also acknowledges (`features`).
 
+mod acks;
+mod body;
+mod catch_up;
+mod dirty;
+mod divergence;
+mod replicas;
+mod sink;
+
 pub mod chunk;
 pub mod features;
+pub mod follow;
 pub mod frame;
 pub mod position_map;
+pub mod serve;
+
+pub use replicas::{Order, Replica, Replicas};
+pub use sink::Body;

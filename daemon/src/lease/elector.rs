@@ -1,0 +1,385 @@
+//! The state machine that makes this node primary or replica.
+//!
+//! Round after round: look who holds the lease, then lead, follow, campaign or wait. It alone sets the store's role and
+//! publishes the leadership. `lead` is the time as primary, `hand_over` its planned end, `track` the time as replica.
+//!
+//! Order of things, which is what keeps two primaries apart:
+//! * The store becomes primary after the lease is ours and its epoch is recorded; it ceases to be before the lease is
+//!   let go of, and before the fence's deadline at the latest.
+//! * What a new primary's data is compared with is read again after the lease is ours, so that nothing recorded between
+//!   the comparison and the lease is missed.
+
+mod campaign;
+mod hand_over;
+mod keeper;
+mod lead;
+#[cfg(test)]
+mod tests;
+mod track;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{Role, Store};
+use litefs_api::{NodeId, Position};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Backoff, Fence, Holder, Lease, LeaseError, Sighting, Standing};
+use crate::leadership::{Lag, Leadership};
+use crate::stream::Replicas;
+use crate::stream::follow::Done;
+
+/// First pause after a failed round; the longest is the configuration's `reconnect-delay`.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// How long one look at an unchanged lease takes before the next round.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// How this node takes part.
+#[derive(Debug, Clone)]
+pub struct ElectorOptions {
+    pub candidate: bool,
+    pub hostname: String,
+    pub advertise_url: String,
+    pub reconnect_delay: Duration,
+}
+
+/// What the API asks of the elector.
+#[derive(Debug)]
+pub enum Command {
+    /// Become primary, by handoff or by taking a free lease.
+    Promote { force: bool, answer: Answer },
+    /// Hand the lease to the replica with this id.
+    HandOff { node_id: NodeId, answer: Answer },
+}
+
+type Answer = oneshot::Sender<Result<(), Refusal>>;
+
+/// Why a command is not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("not eligible to become primary")]
+    NotCandidate,
+    #[error("no primary to take over from: {0}")]
+    NoPrimary(String),
+    #[error("this node is not the primary")]
+    NotPrimary,
+    #[error("cannot handoff: {0}")]
+    Handoff(String),
+    #[error("the node is stopping")]
+    Stopping,
+}
+
+/// Sends commands to the elector. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ElectorHandle {
+    commands: mpsc::Sender<Command>,
+}
+
+impl ElectorHandle {
+    /// Starts to make this node primary; the leadership tells when it is.
+    pub async fn promote(&self, force: bool) -> Result<(), Refusal> {
+        self.send(|answer| Command::Promote { force, answer }).await
+    }
+
+    /// Hands the lease to a connected replica, and returns when it is handed over.
+    pub async fn hand_off(&self, node_id: NodeId) -> Result<(), Refusal> {
+        self.send(|answer| Command::HandOff { node_id, answer }).await
+    }
+
+    async fn send(&self, command: impl FnOnce(Answer) -> Command) -> Result<(), Refusal> {
+        let (answer, answered) = oneshot::channel();
+        self.commands
+            .send(command(answer))
+            .await
+            .map_err(|_| Refusal::Stopping)?;
+        answered.await.unwrap_or(Err(Refusal::Stopping))
+    }
+}
+
+/// The state machine. `run` it once.
+pub struct Elector {
+    lease: Arc<dyn Lease>,
+    store: Arc<Store>,
+    options: ElectorOptions,
+    leadership: watch::Sender<Leadership>,
+    lag: Lag,
+    fence: Fence,
+    replicas: Arc<Replicas>,
+    commands: mpsc::Receiver<Command>,
+    shutdown: CancellationToken,
+    backoff: Backoff,
+    /// Nobody writes to the store on behalf of a stream when this is done.
+    receiving: Arc<Done>,
+    /// A lease that was passed on to this node.
+    passed_on: Option<String>,
+    /// Take the next free lease whatever this node's data are.
+    forced: bool,
+    /// Why this node did not take the lease the last time, so that it is logged once.
+    standing: Standing,
+}
+
+/// What the elector shares with the rest of the node.
+pub struct Shared {
+    pub lease: Arc<dyn Lease>,
+    pub store: Arc<Store>,
+    pub leadership: watch::Sender<Leadership>,
+    pub lag: Lag,
+    pub fence: Fence,
+    pub replicas: Arc<Replicas>,
+    pub shutdown: CancellationToken,
+}
+
+/// What a round comes to.
+enum Next {
+    /// Another round at once.
+    Round,
+    /// Another round after a pause, or as soon as the lease changes.
+    Pause(Option<Sighting>),
+    /// The lease is free and not given out yet (Consul's lock delay), or another node was faster.
+    Again,
+}
+
+/// Why a round failed. All of it is worth another round.
+#[derive(Debug, thiserror::Error)]
+enum RoundError {
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    #[error("{0}")]
+    Store(#[from] engine::Error),
+    #[error("the lease belongs to cluster {service}, this node to {local}")]
+    WrongCluster { service: String, local: String },
+    #[error("remember the epoch: {0}")]
+    Epoch(std::io::Error),
+}
+
+impl Elector {
+    pub fn new(options: ElectorOptions, shared: Shared) -> (Elector, ElectorHandle) {
+        let (sender, commands) = mpsc::channel(16);
+        let Shared {
+            lease,
+            store,
+            leadership,
+            lag,
+            fence,
+            replicas,
+            shutdown,
+        } = shared;
+        let backoff = Backoff::new(FIRST_PAUSE, options.reconnect_delay.max(FIRST_PAUSE));
+        let elector = Elector {
+            lease,
+            store,
+            options,
+            leadership,
+            lag,
+            fence,
+            replicas,
+            commands,
+            shutdown,
+            backoff,
+            receiving: Arc::default(),
+            passed_on: None,
+            forced: false,
+            standing: Standing::Eligible,
+        };
+        (elector, ElectorHandle { commands: sender })
+    }
+
+    /// Runs until shutdown. On return this node is not primary and has let go of the lease.
+    pub async fn run(mut self) {
+        match super::epoch::load(self.store.dir()) {
+            Ok(epoch) => self.leadership.send_modify(|leadership| leadership.epoch = epoch),
+            Err(error) => tracing::error!(%error, "cannot read the highest epoch this node has seen"),
+        }
+        while !self.shutdown.is_cancelled() {
+            match self.round().await {
+                Ok(Next::Round) => self.backoff.reset(),
+                Ok(Next::Pause(sighting)) => self.pause(sighting).await,
+                Ok(Next::Again) => tokio::time::sleep(FIRST_PAUSE).await,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot take part in the cluster, trying again");
+                    self.pause(None).await;
+                }
+            }
+        }
+        self.receiving.wait().await;
+    }
+
+    async fn round(&mut self) -> Result<Next, RoundError> {
+        if let Some(id) = self.passed_on.take() {
+            return self.accept(&id).await;
+        }
+        let looks =
+            async { Ok::<_, LeaseError>((self.lease.holder().await?, self.lease.cluster_id().await?)) };
+        let (sighting, service_id) = tokio::select! {
+            looked = looks => looked?,
+            () = self.shutdown.cancelled() => return Ok(Next::Round),
+        };
+        let local_id = self.store.cluster_id();
+        if let (Some(service), Some(local)) = (&service_id, &local_id)
+            && service != local
+        {
+            return Err(RoundError::WrongCluster {
+                service: service.clone(),
+                local: local.clone(),
+            });
+        }
+        match &sighting.holder {
+            Some(holder) if self.is_self(holder) => {
+                tracing::info!("waiting for a former lease of this node to run out");
+                self.publish_primary(None);
+                Ok(self.wait(sighting, LOOK).await)
+            }
+            Some(holder) => self.track(holder.clone(), &sighting).await,
+            None => {
+                self.publish_primary(None);
+                // A node without a cluster id knows nothing of a cluster that has one.
+                let stranger = service_id.is_some() && local_id.is_none() && !self.forced;
+                if !self.options.candidate || stranger {
+                    return Ok(self.wait(sighting, LOOK).await);
+                }
+                self.campaign(sighting).await
+            }
+        }
+    }
+
+    fn is_self(&self, holder: &Holder) -> bool {
+        holder.node_id == NodeId(self.store.node_id()).to_string()
+            || (!self.options.advertise_url.is_empty() && holder.advertise_url == self.options.advertise_url)
+    }
+
+    fn own_holder(&self, epoch: u64) -> Holder {
+        Holder {
+            hostname: self.options.hostname.clone(),
+            advertise_url: self.options.advertise_url.clone(),
+            epoch,
+            node_id: NodeId(self.store.node_id()).to_string(),
+        }
+    }
+
+    /// Positions with everything that clients have committed so far.
+    async fn positions(&self) -> Result<BTreeMap<String, Position>, RoundError> {
+        let positions = blocking(&self.store, |store| store.positions()).await?;
+        Ok(positions
+            .into_iter()
+            .map(|(name, position)| (name.to_string(), api_position(position)))
+            .collect())
+    }
+
+    async fn set_role(&self, role: Role) -> Result<(), RoundError> {
+        Ok(blocking(&self.store, move |store| store.set_role(role)).await?)
+    }
+
+    /// Pauses for as long as the backoff says; ends early when the lease changes.
+    async fn pause(&mut self, sighting: Option<Sighting>) {
+        let pause = self.backoff.pause();
+        match sighting {
+            Some(sighting) => drop(self.wait(sighting, pause).await),
+            None => self.idle(pause).await,
+        }
+    }
+
+    /// Waits for the lease to change, a command or the end.
+    async fn wait(&mut self, sighting: Sighting, limit: Duration) -> Next {
+        let lease = Arc::clone(&self.lease);
+        let changed = async {
+            if lease.changed(&sighting, limit).await.is_err() {
+                tokio::time::sleep(FIRST_PAUSE).await;
+            }
+        };
+        tokio::pin!(changed);
+        tokio::select! {
+            () = &mut changed => {}
+            Some(command) = self.commands.recv() => self.command_while_idle(command),
+            () = self.shutdown.cancelled() => {}
+        }
+        Next::Round
+    }
+
+    async fn idle(&mut self, limit: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(limit) => {}
+            Some(command) = self.commands.recv() => self.command_while_idle(command),
+            () = self.shutdown.cancelled() => {}
+        }
+    }
+
+    /// A command while there is no primary: only force helps, as an eligible candidate needs no command.
+    fn command_while_idle(&mut self, command: Command) {
+        match command {
+            Command::HandOff { answer, .. } => drop(answer.send(Err(Refusal::NotPrimary))),
+            Command::Promote { answer, .. } if !self.options.candidate => {
+                drop(answer.send(Err(Refusal::NotCandidate)));
+            }
+            Command::Promote { force: true, answer } => {
+                tracing::warn!(standing = %self.standing, "taking the lease by force");
+                self.forced = true;
+                drop(answer.send(Ok(())));
+            }
+            Command::Promote { force: false, answer } => {
+                let answered = match &self.standing {
+                    Standing::Eligible => Ok(()),
+                    standing => Err(Refusal::NoPrimary(standing.to_string())),
+                };
+                drop(answer.send(answered));
+            }
+        }
+    }
+
+    fn publish_primary(&self, primary: Option<litefs_api::Primary>) {
+        self.leadership.send_if_modified(|leadership| {
+            let changed = leadership.is_primary || leadership.primary != primary;
+            leadership.is_primary = false;
+            leadership.primary = primary;
+            changed
+        });
+    }
+
+    fn epoch(&self) -> u64 {
+        self.leadership.borrow().epoch
+    }
+
+    /// Remembers an epoch that is higher than all before it, so that an older primary is known for one after a restart.
+    async fn remember_epoch(&self, epoch: u64) -> Result<(), RoundError> {
+        if epoch <= self.epoch() {
+            return Ok(());
+        }
+        let dir = self.store.dir().to_path_buf();
+        let stored = tokio::task::spawn_blocking(move || super::epoch::save(&dir, epoch)).await;
+        stored
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
+            .map_err(RoundError::Epoch)?;
+        self.leadership.send_modify(|leadership| leadership.epoch = epoch);
+        Ok(())
+    }
+}
+
+/// Runs something that waits for the disk or for clients.
+async fn blocking<T, F>(store: &Arc<Store>, run: F) -> Result<T, engine::Error>
+where
+    T: Send + 'static,
+    F: FnOnce(&Store) -> Result<T, engine::Error> + Send + 'static,
+{
+    let store = Arc::clone(store);
+    match tokio::task::spawn_blocking(move || run(&store)).await {
+        Ok(result) => result,
+        Err(error) => Err(engine::Error::Invalid(format!(
+            "a thread of the elector ended: {error}"
+        ))),
+    }
+}
+
+fn api_position(position: ltx::Pos) -> Position {
+    Position {
+        txid: litefs_api::Txid(position.txid.0),
+        checksum: litefs_api::Checksum(position.post_apply.0),
+    }
+}
+
+fn primary_of(holder: &Holder) -> litefs_api::Primary {
+    litefs_api::Primary {
+        hostname: holder.hostname.clone(),
+        advertise_url: holder.advertise_url.clone(),
+    }
+}

@@ -1,0 +1,73 @@
+//! Renews a lease for as long as it lives.
+//!
+//! A task of its own: the primary waits for disks and clients now and then, renewals do not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::lease::{Fence, Grant, Lease, LeaseError};
+
+/// Keeps a grant alive until it is dropped.
+pub(super) struct Keeper {
+    task: JoinHandle<()>,
+    gone: watch::Receiver<bool>,
+}
+
+/// Time between the fence's deadline and the end of the grant: what it takes to stop writers.
+fn margin(ttl: Duration) -> Duration {
+    (ttl / 5).min(Duration::from_secs(2))
+}
+
+impl Keeper {
+    /// Extends the fence by `grant` and goes on renewing.
+    pub(super) fn start(lease: Arc<dyn Lease>, fence: Fence, grant: Grant) -> Self {
+        let (sender, gone) = watch::channel(false);
+        fence.raise(grant.deadline - margin(lease.ttl()));
+        let task = tokio::spawn(async move {
+            keep(&*lease, &fence, grant).await;
+            sender.send_replace(true);
+        });
+        Keeper { task, gone }
+    }
+
+    /// Returns when the service has said that the lease is not ours any more.
+    pub(super) async fn gone(&self) {
+        let mut gone = self.gone.clone();
+        if gone.wait_for(|gone| *gone).await.is_err() {
+            // The task ended without a word; only the fence is left to tell.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Returns when the lease is gone.
+async fn keep(lease: &dyn Lease, fence: &Fence, mut grant: Grant) {
+    // Three attempts fit into a time-to-live. A lease that never ends is looked after all the same.
+    let interval = (lease.ttl() / 3).min(Duration::from_secs(60));
+    let retry = (lease.ttl() / 20).clamp(Duration::from_millis(20), Duration::from_secs(1));
+    let mut pause = interval;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = match lease.renew(&grant).await {
+            Ok(renewed) => {
+                grant = renewed;
+                fence.extend(grant.deadline - margin(lease.ttl()));
+                interval
+            }
+            Err(LeaseError::Gone) => return,
+            Err(error) => {
+                tracing::warn!(%error, left = ?grant.deadline.remaining(), "cannot renew the lease, trying again");
+                retry
+            }
+        };
+    }
+}

@@ -1,0 +1,255 @@
+//! The time as primary.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use engine::Role;
+use litefs_api::Position;
+
+use super::keeper::Keeper;
+use super::{Command, Elector, Next, Refusal, RoundError};
+use crate::lease::{ClusterState, Grant, LeaseError, Recorded};
+use crate::stream::Order;
+use crate::stream::position_map::PositionMap;
+
+/// How long a graceful stop waits for replicas to have everything. Another node is to be primary within a second.
+const FLUSH_LIMIT: Duration = Duration::from_millis(500);
+/// Longest time between two records of the positions.
+const LONGEST_RECORD_INTERVAL: Duration = Duration::from_secs(5);
+
+/// One term of this node as primary.
+pub(super) struct Term {
+    pub(super) grant: Grant,
+    pub(super) epoch: u64,
+    pub(super) keeper: Keeper,
+    /// What is recorded, and the version to replace it by.
+    recorded: Recorded,
+}
+
+/// Why a term ends.
+enum End {
+    Shutdown,
+    Lost(&'static str),
+    HandedOver,
+}
+
+impl Elector {
+    /// Leads until shutdown, a handoff, or the loss of the lease.
+    pub(super) async fn lead(
+        &mut self,
+        grant: Grant,
+        epoch: u64,
+        recorded: Recorded,
+    ) -> Result<Next, RoundError> {
+        // Records of the last primary that are still on their way must not come after this node's first own.
+        self.receiving.wait().await;
+        let keeper = Keeper::start(self.lease.clone(), self.fence.clone(), grant.clone());
+        let mut term = Term {
+            grant,
+            epoch,
+            keeper,
+            recorded,
+        };
+        if let Err(error) = self.begin(&mut term).await {
+            tracing::warn!(%error, "cannot become primary, letting go of the lease");
+            self.step_back(term).await;
+            return Err(error);
+        }
+        let end = self.preside(&mut term).await;
+        match end {
+            End::Shutdown => self.resign(term).await,
+            End::Lost(reason) => self.lose(term, reason).await,
+            End::HandedOver => {}
+        }
+        Ok(Next::Round)
+    }
+
+    /// Makes sure that this node may lead, then lets clients write.
+    async fn begin(&mut self, term: &mut Term) -> Result<(), RoundError> {
+        self.settle_cluster_id().await?;
+        let positions = self.positions().await?;
+        self.record(term, &positions).await?;
+        self.remember_epoch(term.epoch).await?;
+        self.set_role(Role::Primary { epoch: term.epoch }).await?;
+        self.forced = false;
+        self.lag.set_primary();
+        self.leadership.send_modify(|leadership| {
+            leadership.is_primary = true;
+            leadership.primary = None;
+            leadership.ready = true;
+        });
+        tracing::info!(
+            epoch = term.epoch,
+            lease = self.lease.kind(),
+            "primary lease acquired"
+        );
+        Ok(())
+    }
+
+    /// The cluster's id is the service's, else this node's, else a new one.
+    async fn settle_cluster_id(&self) -> Result<(), RoundError> {
+        let local = self.store.cluster_id();
+        let proposed = local.clone().unwrap_or_else(crate::cluster_id::generate);
+        let settled = self.lease.claim_cluster_id(&proposed).await?;
+        match local {
+            Some(local) if local != settled => Err(RoundError::WrongCluster {
+                service: settled,
+                local,
+            }),
+            Some(_) => Ok(()),
+            None => Ok(self.store.set_cluster_id(&settled)?),
+        }
+    }
+
+    async fn record(
+        &self,
+        term: &mut Term,
+        positions: &BTreeMap<String, Position>,
+    ) -> Result<(), RoundError> {
+        let positions = positions
+            .iter()
+            .map(|(name, position)| (name.clone(), position.to_string()))
+            .collect();
+        let state = ClusterState {
+            epoch: term.epoch,
+            primary: self.options.hostname.clone(),
+            positions,
+        };
+        if term.recorded.state.as_ref() == Some(&state) {
+            return Ok(());
+        }
+        let version = self.lease.record(&state, term.recorded.version).await?;
+        term.recorded = Recorded {
+            state: Some(state),
+            version,
+        };
+        Ok(())
+    }
+
+    async fn preside(&mut self, term: &mut Term) -> End {
+        let interval = (self.lease.ttl() / 2).min(LONGEST_RECORD_INTERVAL);
+        let mut records = tokio::time::interval(interval);
+        records.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (fence, shutdown) = (self.fence.clone(), self.shutdown.clone());
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return End::Shutdown,
+                () = fence.expired() => return End::Lost("the lease could not be renewed in time"),
+                () = term.keeper.gone() => return End::Lost("the lease service gave the lease up"),
+                _ = records.tick() => if let Some(end) = self.record_positions(term).await { return end },
+                Some(command) = self.commands.recv() => match command {
+                    Command::Promote { answer, .. } => drop(answer.send(Ok(()))),
+                    Command::HandOff { node_id, answer } => {
+                        let handed = self.hand_over(term, node_id).await;
+                        let done = handed.is_ok();
+                        drop(answer.send(handed.map_err(|error| Refusal::Handoff(error.to_string()))));
+                        if done {
+                            return End::HandedOver;
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    /// Tells those who come after how far this term is.
+    async fn record_positions(&self, term: &mut Term) -> Option<End> {
+        let recorded = match self.positions().await {
+            Ok(positions) => self.record(term, &positions).await,
+            Err(error) => Err(error),
+        };
+        match recorded {
+            Ok(()) => None,
+            Err(RoundError::Lease(LeaseError::Gone)) => Some(End::Lost("another node recorded a term")),
+            Err(error) => {
+                tracing::warn!(%error, "cannot record positions with the lease");
+                None
+            }
+        }
+    }
+
+    /// A planned end: no writers, everything sent, then the lease is free at once.
+    async fn resign(&mut self, mut term: Term) {
+        let positions = match self.stop_writers().await {
+            Ok(positions) => positions,
+            Err(error) => {
+                // With writers that may still commit, the lease must not be given to anybody else before it runs out.
+                tracing::error!(%error, "cannot stop writers, leaving the lease to run out");
+                return self.leave(&Order::Abort);
+            }
+        };
+        let behind = self.replicas.flush(&position_map(&positions), FLUSH_LIMIT).await;
+        if behind > 0 {
+            tracing::warn!(behind, "replicas did not confirm the last transactions in time");
+        }
+        if let Err(error) = self.record(&mut term, &positions).await {
+            tracing::warn!(%error, "cannot record the last positions with the lease");
+        }
+        self.let_go(&term.grant).await;
+        self.leave(&Order::End);
+        tracing::info!(epoch = term.epoch, "primary lease released");
+    }
+
+    /// The lease is somebody else's, or may be any moment.
+    async fn lose(&mut self, term: Term, reason: &str) {
+        tracing::error!(epoch = term.epoch, reason, "primary lease lost");
+        self.fence.drop_now();
+        self.replicas.order_all(&Order::Abort);
+        if let Err(error) = self.set_role(Role::Replica).await {
+            tracing::error!(%error, "cannot stop all writers of the lost term");
+        }
+        self.leave(&Order::Abort);
+        // The session may live on where only its key is gone.
+        drop(term.keeper);
+        if let Err(error) = self.lease.release(&term.grant).await {
+            tracing::debug!(%error, "cannot clean up the lost lease");
+        }
+    }
+
+    /// Becoming primary failed.
+    async fn step_back(&mut self, term: Term) {
+        match self.set_role(Role::Replica).await {
+            Ok(()) => self.let_go(&term.grant).await,
+            Err(error) => tracing::error!(%error, "cannot stop writers, leaving the lease to run out"),
+        }
+        self.leave(&Order::Abort);
+    }
+
+    /// Ends writing and gives the last positions of the term.
+    pub(super) async fn stop_writers(&self) -> Result<BTreeMap<String, Position>, RoundError> {
+        self.set_role(Role::Replica).await?;
+        self.positions().await
+    }
+
+    pub(super) async fn record_last(
+        &self,
+        term: &mut Term,
+        positions: &BTreeMap<String, Position>,
+    ) -> Result<(), RoundError> {
+        self.record(term, positions).await
+    }
+
+    /// What everybody else sees of the end of a term.
+    pub(super) fn leave(&mut self, order: &Order) {
+        self.fence.drop_now();
+        self.replicas.order_all(order);
+        self.lag.set_unknown();
+        self.leadership
+            .send_modify(|leadership| leadership.is_primary = false);
+    }
+
+    pub(super) async fn let_go(&self, grant: &Grant) {
+        if let Err(error) = self.lease.release(grant).await {
+            tracing::warn!(%error, "cannot release the lease; it runs out by itself");
+        }
+    }
+}
+
+pub(super) fn position_map(positions: &BTreeMap<String, Position>) -> PositionMap {
+    let convert =
+        |position: &Position| ltx::Pos::new(ltx::Txid(position.txid.0), ltx::Checksum(position.checksum.0));
+    positions
+        .iter()
+        .map(|(name, position)| (name.clone(), convert(position)))
+        .collect()
+}

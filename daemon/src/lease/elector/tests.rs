@@ -1,0 +1,394 @@
+//! Nodes of one process that share a lease service, without a mount: SQLite files come in through the API.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::{DbName, Role, Store, StoreOptions};
+use litefs_api::Client;
+use ltx::Pos;
+use tokio::runtime::Runtime;
+
+use super::ElectorOptions;
+use crate::http::Server;
+use crate::lease::imitation::Imitation;
+use crate::lease::{ClusterState, ConsulLease, ConsulOptions, Lease};
+use crate::services::{ServiceOptions, Services};
+
+const TTL: Duration = Duration::from_millis(1500);
+const LOCK_DELAY: Duration = Duration::from_millis(200);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Cluster {
+    runtime: Runtime,
+    consul: Imitation,
+}
+
+/// A node in a runtime of its own, so that it can die at once.
+struct Node {
+    runtime: Option<Runtime>,
+    services: Option<Services>,
+    store: Arc<Store>,
+    client: Client,
+    dir: tempfile::TempDir,
+}
+
+impl Cluster {
+    fn start() -> Self {
+        let runtime = runtime();
+        let consul = runtime.block_on(Imitation::start());
+        Cluster { runtime, consul }
+    }
+
+    fn lease(&self) -> ConsulLease {
+        let (url, key) = (self.consul.url(), "litefs/primary".to_string());
+        ConsulLease::new(ConsulOptions {
+            url,
+            key,
+            ttl: TTL,
+            lock_delay: LOCK_DELAY,
+        })
+        .unwrap()
+    }
+
+    fn node(&self, hostname: &str) -> Node {
+        self.node_in(tempfile::tempdir().unwrap(), hostname, true)
+    }
+
+    fn node_in(&self, dir: tempfile::TempDir, hostname: &str, candidate: bool) -> Node {
+        let runtime = runtime();
+        let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
+        let kernel = Arc::new(engine::Direct::new(store.files_dir()));
+        store.start(kernel).unwrap();
+        let lease: Arc<dyn Lease> = Arc::new(self.lease());
+        let services = runtime.block_on(async {
+            let server = Server::bind("127.0.0.1:0").await.unwrap();
+            let elector = ElectorOptions {
+                candidate,
+                hostname: hostname.to_string(),
+                advertise_url: format!("http://{}", server.address()),
+                reconnect_delay: Duration::from_millis(500),
+            };
+            let options = ServiceOptions {
+                elector,
+                data_dir: dir.path().to_path_buf(),
+                snapshot_timeout: None,
+                retention: None,
+                retention_interval: None,
+            };
+            Services::start(options, store.clone(), lease, server).unwrap()
+        });
+        let client = Client::new(&format!("http://{}", services.address)).unwrap();
+        Node {
+            runtime: Some(runtime),
+            services: Some(services),
+            store,
+            client,
+            dir,
+        }
+    }
+
+    fn state(&self) -> ClusterState {
+        let lease = self.lease();
+        self.runtime
+            .block_on(lease.state())
+            .unwrap()
+            .state
+            .unwrap_or_default()
+    }
+}
+
+impl Node {
+    fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.as_ref().unwrap().block_on(future)
+    }
+
+    fn is_primary(&self) -> bool {
+        self.services.as_ref().unwrap().leadership.borrow().is_primary
+    }
+
+    fn epoch(&self) -> u64 {
+        self.services.as_ref().unwrap().leadership.borrow().epoch
+    }
+
+    fn follows(&self) -> Option<String> {
+        self.services
+            .as_ref()
+            .unwrap()
+            .leadership
+            .borrow()
+            .primary_hostname()
+            .map(str::to_string)
+    }
+
+    fn position(&self, name: &str) -> Pos {
+        let name: DbName = name.parse().unwrap();
+        self.store.database(&name).map_or(Pos::ZERO, |db| db.position())
+    }
+
+    fn import(&self, name: &str, rows: u32) -> Pos {
+        let body = reqwest::Body::from(database(rows));
+        self.block_on(self.client.import(name, body)).unwrap();
+        self.position(name)
+    }
+
+    /// Why this node does not become primary.
+    fn refusal(&self) -> String {
+        let promoted = self.block_on(async {
+            // Before the node has compared itself with the cluster it agrees to be promoted and then is not.
+            tokio::time::timeout(Duration::from_millis(200), self.client.promote(false)).await
+        });
+        promoted.map_or_else(|_| String::new(), |promoted| promoted.unwrap_err().to_string())
+    }
+
+    /// An orderly stop. The data stay.
+    fn stop(mut self) -> tempfile::TempDir {
+        let services = self.services.take().unwrap();
+        self.block_on(services.stop());
+        self.store.close().unwrap();
+        self.die()
+    }
+
+    /// The end without a word to anybody.
+    fn die(mut self) -> tempfile::TempDir {
+        self.runtime.take().unwrap().shutdown_background();
+        self.dir
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+/// The bytes of an SQLite database with so many rows.
+fn database(rows: u32) -> Vec<u8> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let db = rusqlite::Connection::open(file.path()).unwrap();
+    db.execute_batch("CREATE TABLE t (x)").unwrap();
+    for row in 0..rows {
+        db.execute("INSERT INTO t VALUES (?)", [row]).unwrap();
+    }
+    drop(db);
+    std::fs::read(file.path()).unwrap()
+}
+
+#[track_caller]
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Two nodes, the first of which is primary and has a database at TXID 1 that the second has too.
+fn pair(cluster: &Cluster) -> (Node, Node) {
+    let one = cluster.node("one");
+    eventually("the first node leads", || one.is_primary());
+    let two = cluster.node("two");
+    let position = one.import("a.db", 1);
+    eventually("the second node has the database", || {
+        two.position("a.db") == position
+    });
+    (one, two)
+}
+
+#[test]
+fn one_node_leads_and_the_others_follow_it() {
+    let cluster = Cluster::start();
+    let (one, two) = pair(&cluster);
+    assert!(!two.is_primary());
+    assert_eq!(two.follows().as_deref(), Some("one"));
+    assert_eq!(one.store.cluster_id(), two.store.cluster_id());
+    assert_eq!((one.epoch(), two.epoch()), (1, 1));
+    for rows in 2..6 {
+        let position = one.import("a.db", rows);
+        eventually("every transaction arrives", || two.position("a.db") == position);
+    }
+    assert!(
+        two.block_on(two.client.import("a.db", database(1).into()))
+            .unwrap_err()
+            .status()
+            .is_some()
+    );
+    two.stop();
+    one.stop();
+}
+
+#[test]
+fn after_an_orderly_stop_another_node_leads_within_a_second() {
+    let cluster = Cluster::start();
+    let (one, two) = pair(&cluster);
+    let last = one.import("a.db", 7);
+    let stopped = Instant::now();
+    let stopping = std::thread::spawn(move || one.stop());
+    eventually("the second node leads", || two.is_primary());
+    assert!(
+        stopped.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        stopped.elapsed()
+    );
+    assert_eq!(two.position("a.db"), last, "the last transaction is not lost");
+    assert_eq!(two.epoch(), 2);
+    stopping.join().unwrap();
+    two.import("a.db", 8);
+    two.stop();
+}
+
+#[test]
+fn a_primary_that_dies_is_replaced_when_its_lease_has_run_out() {
+    let cluster = Cluster::start();
+    let (one, two) = pair(&cluster);
+    one.die();
+    eventually("the second node leads", || two.is_primary());
+    assert_eq!(two.position("a.db").txid.0, 1);
+    two.stop();
+}
+
+#[test]
+fn a_handoff_moves_the_lease_and_loses_nothing() {
+    let cluster = Cluster::start();
+    let (one, two) = pair(&cluster);
+    let last = one.import("a.db", 3);
+    two.block_on(two.client.promote(false)).unwrap();
+    assert!(two.is_primary());
+    assert_eq!(two.position("a.db"), last);
+    assert_eq!(two.epoch(), 2);
+    eventually("the former primary follows", || {
+        one.follows().as_deref() == Some("two")
+    });
+    assert_eq!(one.store.role(), Role::Replica);
+    let next = two.import("a.db", 4);
+    eventually("the former primary has the next transaction", || {
+        one.position("a.db") == next
+    });
+    one.block_on(one.client.promote(false)).unwrap();
+    assert_eq!(one.epoch(), 3);
+    one.stop();
+    two.stop();
+}
+
+#[test]
+fn a_primary_cut_off_from_the_lease_service_stops_before_its_lease_can_be_given_away() {
+    let cluster = Cluster::start();
+    let one = cluster.node("one");
+    eventually("the node leads", || one.is_primary());
+    let cut = Instant::now();
+    cluster.consul.silence(true);
+    eventually("the node stops leading", || one.store.role() == Role::Replica);
+    assert!(cut.elapsed() < TTL, "{:?}", cut.elapsed());
+    assert!(
+        one.block_on(one.client.import("a.db", database(1).into()))
+            .is_err()
+    );
+    cluster.consul.silence(false);
+    eventually("the node leads again", || one.is_primary());
+    assert_eq!(one.epoch(), 2, "a new term has a new epoch");
+    one.stop();
+}
+
+#[test]
+fn a_node_that_is_behind_or_empty_does_not_take_the_lease_unless_it_is_forced() {
+    let cluster = Cluster::start();
+    let (one, two) = pair(&cluster);
+    let behind = two.stop();
+    let last = one.import("a.db", 5);
+    one.stop();
+    assert_eq!(cluster.state().positions["a.db"], last.to_string());
+
+    let two = cluster.node_in(behind, "two", true);
+    let empty = cluster.node("empty");
+    eventually("the node that is behind says so", || {
+        two.refusal().contains("is behind")
+    });
+    assert!(!two.is_primary() && !empty.is_primary());
+
+    two.block_on(two.client.promote(true)).unwrap();
+    assert!(two.is_primary());
+    assert_eq!(two.epoch(), 2);
+    eventually("the empty node follows", || {
+        empty.position("a.db") == two.position("a.db")
+    });
+    two.stop();
+    empty.stop();
+}
+
+#[test]
+fn an_empty_node_with_the_clusters_id_does_not_take_the_lease_either() {
+    let cluster = Cluster::start();
+    let (one, two) = pair(&cluster);
+    let id = one.store.cluster_id().unwrap();
+    two.stop();
+    one.stop();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("clusterid"), format!("{id}\n")).unwrap();
+    let empty = cluster.node_in(dir, "empty", true);
+    eventually("the empty node says so", || empty.refusal().contains("is empty"));
+    assert!(!empty.is_primary());
+    empty.stop();
+}
+
+#[test]
+fn transactions_that_only_a_returning_primary_has_are_archived() {
+    let cluster = Cluster::start();
+    let (one, two) = pair(&cluster);
+    let two_dir = two.stop();
+    let lost = one.import("a.db", 20);
+    assert_eq!(lost.txid.0, 2);
+    let one_dir = one.die();
+
+    let two = cluster.node_in(two_dir, "two", true);
+    two.block_on(async { while two.client.promote(true).await.is_err() {} });
+    let kept = two.import("a.db", 30);
+    let one = cluster.node_in(one_dir, "one", true);
+    eventually("the former primary follows", || one.position("a.db") == kept);
+    let archive = one.dir.path().join("archive");
+    let found: Vec<_> = walk(&archive)
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "ltx"))
+        .collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    let summary = ltx::verify(std::fs::File::open(&found[0]).unwrap()).unwrap();
+    assert_eq!((summary.header.min_txid.0, summary.header.max_txid.0), (2, 2));
+    assert_eq!(summary.trailer.post_apply, lost.post_apply);
+    one.stop();
+    two.stop();
+}
+
+#[test]
+fn replicas_acknowledge_what_they_have() {
+    let cluster = Cluster::start();
+    let (one, two) = pair(&cluster);
+    let position = one.import("a.db", 9);
+    eventually("the replica acknowledges", || {
+        let status = one.block_on(one.client.status()).unwrap();
+        status
+            .replicas
+            .iter()
+            .any(|replica| replica.hostname == "two" && replica.acked["a.db"].0 == position.txid.0)
+    });
+    two.stop();
+    eventually("the replica is gone", || {
+        one.block_on(one.client.status()).unwrap().replicas.is_empty()
+    });
+    one.stop();
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .flat_map(|entry| {
+            if entry.path().is_dir() {
+                walk(&entry.path())
+            } else {
+                vec![entry.path()]
+            }
+        })
+        .collect()
+}

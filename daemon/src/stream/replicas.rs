@@ -1,0 +1,261 @@
+//! The replicas that follow this node: what each has, and what the elector wants of its stream.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use litefs_api::{NodeId, ReplicaStatus, Txid};
+use ltx::Pos;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::position_map::PositionMap;
+
+/// What a stream is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Send what happens.
+    Serve,
+    /// No more will happen: send all of it and tell when that is done.
+    Flush,
+    /// As `Flush`, then pass on this lease and end.
+    HandOver(String),
+    /// End cleanly.
+    End,
+    /// End at once: this node is not primary any more.
+    Abort,
+}
+
+/// One connected replica.
+#[derive(Debug)]
+pub struct Replica {
+    pub node_id: NodeId,
+    pub hostname: String,
+    /// Whether it confirms what it has; LiteFS 0.5 does not.
+    acknowledges: bool,
+    order: watch::Sender<Order>,
+    progress: watch::Sender<Progress>,
+}
+
+/// How far a replica is.
+#[derive(Debug, Clone, Default)]
+struct Progress {
+    sent: PositionMap,
+    acked: PositionMap,
+    flushed: bool,
+}
+
+impl Replica {
+    /// Orders for this replica's stream, the newest one only.
+    pub(super) fn orders(&self) -> watch::Receiver<Order> {
+        self.order.subscribe()
+    }
+
+    pub fn order(&self, order: Order) {
+        self.order.send_replace(order);
+    }
+
+    pub(super) fn sent(&self, name: &str, position: Pos) {
+        self.progress.send_modify(|progress| {
+            progress.sent.insert(name.to_string(), position);
+        });
+    }
+
+    pub(super) fn acked(&self, name: String, position: Pos) {
+        self.progress.send_modify(|progress| {
+            progress.acked.insert(name, position);
+        });
+    }
+
+    pub(super) fn flushed(&self) {
+        self.progress.send_modify(|progress| progress.flushed = true);
+    }
+
+    /// Waits until the replica has all of `positions`, by its own word where it gives it; false if it takes too long.
+    pub async fn has(&self, positions: &PositionMap, limit: Duration) -> bool {
+        let mut progress = self.progress.subscribe();
+        let has_all = progress.wait_for(|progress| self.covers(progress, positions));
+        matches!(tokio::time::timeout(limit, has_all).await, Ok(Ok(_)))
+    }
+
+    fn covers(&self, progress: &Progress, positions: &PositionMap) -> bool {
+        let has = if self.acknowledges {
+            &progress.acked
+        } else {
+            &progress.sent
+        };
+        progress.flushed
+            && positions.iter().all(|(name, position)| {
+                position.is_zero() || has.get(name).is_some_and(|has| has.txid >= position.txid)
+            })
+    }
+
+    /// Newest transaction per database that the replica is known to have.
+    pub fn known(&self) -> PositionMap {
+        let progress = self.progress.borrow();
+        if self.acknowledges {
+            progress.acked.clone()
+        } else {
+            progress.sent.clone()
+        }
+    }
+
+    fn status(&self) -> ReplicaStatus {
+        let progress = self.progress.borrow();
+        let txids = |positions: &PositionMap| {
+            positions
+                .iter()
+                .map(|(name, position)| (name.clone(), Txid(position.txid.0)))
+                .collect()
+        };
+        ReplicaStatus {
+            node_id: self.node_id,
+            hostname: self.hostname.clone(),
+            sent: txids(&progress.sent),
+            acked: txids(&progress.acked),
+        }
+    }
+}
+
+/// All connected replicas.
+#[derive(Debug, Default)]
+pub struct Replicas {
+    connected: Mutex<BTreeMap<NodeId, Arc<Replica>>>,
+}
+
+impl Replicas {
+    /// Adds a replica that begins at `positions`. A stream that its node still has is ended: a node has one life.
+    pub(super) fn connect(
+        self: &Arc<Self>,
+        node_id: NodeId,
+        hostname: String,
+        acknowledges: bool,
+        positions: &PositionMap,
+    ) -> Connected {
+        let progress = Progress {
+            sent: positions.clone(),
+            acked: positions.clone(),
+            flushed: false,
+        };
+        let replica = Arc::new(Replica {
+            node_id,
+            hostname,
+            acknowledges,
+            order: watch::Sender::new(Order::Serve),
+            progress: watch::Sender::new(progress),
+        });
+        if let Some(former) = self.connected.lock().insert(node_id, Arc::clone(&replica)) {
+            former.order(Order::Abort);
+        }
+        Connected {
+            replicas: Arc::clone(self),
+            replica,
+        }
+    }
+
+    pub fn find(&self, node_id: NodeId) -> Option<Arc<Replica>> {
+        self.connected.lock().get(&node_id).cloned()
+    }
+
+    pub fn all(&self) -> Vec<Arc<Replica>> {
+        self.connected.lock().values().cloned().collect()
+    }
+
+    pub fn count(&self) -> usize {
+        self.connected.lock().len()
+    }
+
+    pub fn order_all(&self, order: &Order) {
+        for replica in self.all() {
+            replica.order(order.clone());
+        }
+    }
+
+    /// Has every stream send what there is, and waits until all replicas have `positions`; tells how many do not.
+    pub async fn flush(&self, positions: &PositionMap, limit: Duration) -> usize {
+        self.order_all(&Order::Flush);
+        let replicas = self.all();
+        let waits = replicas.iter().map(|replica| replica.has(positions, limit));
+        futures_util::future::join_all(waits)
+            .await
+            .into_iter()
+            .filter(|has| !has)
+            .count()
+    }
+
+    pub fn status(&self) -> Vec<ReplicaStatus> {
+        self.all().iter().map(|replica| replica.status()).collect()
+    }
+}
+
+/// A replica for as long as its stream lives.
+#[derive(Debug)]
+pub(super) struct Connected {
+    replicas: Arc<Replicas>,
+    pub(super) replica: Arc<Replica>,
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        let mut connected = self.replicas.connected.lock();
+        // A newer stream of the same node is not this one's to remove.
+        if connected
+            .get(&self.replica.node_id)
+            .is_some_and(|current| Arc::ptr_eq(current, &self.replica))
+        {
+            connected.remove(&self.replica.node_id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ltx::Checksum;
+
+    use super::*;
+
+    fn positions(txid: u64) -> PositionMap {
+        PositionMap::from([("a".to_string(), Pos::new(ltx::Txid(txid), Checksum(1 << 63)))])
+    }
+
+    const SHORT: Duration = Duration::from_millis(10);
+
+    #[tokio::test]
+    async fn a_replica_has_what_it_acknowledged_and_not_what_was_sent() {
+        let replicas = Arc::new(Replicas::default());
+        let connected = replicas.connect(NodeId(1), "r".to_string(), true, &positions(1));
+        let replica = &connected.replica;
+        replica.flushed();
+        assert!(replica.has(&positions(1), SHORT).await);
+        replica.sent("a", positions(2)["a"]);
+        assert!(!replica.has(&positions(2), SHORT).await);
+        replica.acked("a".to_string(), positions(2)["a"]);
+        assert!(replica.has(&positions(2), SHORT).await);
+        assert_eq!(replicas.status()[0].acked["a"], Txid(2));
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_does_not_acknowledge_has_what_was_sent() {
+        let replicas = Arc::new(Replicas::default());
+        let connected = replicas.connect(NodeId(1), "r".to_string(), false, &PositionMap::new());
+        connected.replica.sent("a", positions(2)["a"]);
+        assert!(
+            !connected.replica.has(&positions(2), SHORT).await,
+            "before the flush more may follow"
+        );
+        connected.replica.flushed();
+        assert!(connected.replica.has(&positions(2), SHORT).await);
+    }
+
+    #[test]
+    fn a_node_that_connects_again_ends_its_former_stream_and_stays_connected() {
+        let replicas = Arc::new(Replicas::default());
+        let first = replicas.connect(NodeId(1), "r".to_string(), true, &PositionMap::new());
+        let second = replicas.connect(NodeId(1), "r".to_string(), true, &PositionMap::new());
+        assert_eq!(*first.replica.orders().borrow(), Order::Abort);
+        drop(first);
+        assert_eq!(replicas.count(), 1);
+        drop(second);
+        assert_eq!(replicas.count(), 0);
+    }
+}

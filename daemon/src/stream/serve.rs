@@ -1,0 +1,330 @@
+//! The primary's end of a stream (sixth link of a transaction's life).
+//!
+//! Waits for changes, sends what the replica lacks, and a heartbeat each second. Answers orders of the elector: a role
+//! that ends is not noticed by accident. Errors end the stream; they are never written into it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use engine::{DbName, Store};
+use futures_util::{Stream, StreamExt};
+use litefs_api::NodeId;
+use tokio::sync::watch;
+
+use super::catch_up::{CatchUp, StreamBroken, describe};
+use super::dirty::Dirty;
+use super::frame::Frame;
+use super::position_map::{self, PositionMap};
+use super::replicas::{Connected, Order, Replicas};
+use super::sink::{Body, Sink};
+use crate::leadership::now_ms;
+use crate::lease::Fence;
+
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Longest request body before the end of the position map.
+const MAX_MAP_BYTES: usize = 256 << 20;
+/// How long a replica may take to send its map.
+const MAP_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the end of a stream may take to reach the replica.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What streams are served from.
+#[derive(Clone)]
+pub struct Source {
+    pub store: Arc<Store>,
+    pub replicas: Arc<Replicas>,
+    pub fence: Fence,
+    /// How long a snapshot may take to be sent, if that is limited.
+    pub snapshot_timeout: Option<Duration>,
+}
+
+/// Who asks for a stream.
+#[derive(Debug)]
+pub struct Request {
+    pub node_id: NodeId,
+    pub hostname: String,
+    pub acknowledges: bool,
+    /// Only these databases, if any are named.
+    pub filter: BTreeSet<String>,
+}
+
+/// Why a request is no good.
+#[derive(Debug, thiserror::Error)]
+pub enum BadRequest {
+    #[error("position map: {0}")]
+    Map(#[from] super::frame::FrameError),
+    #[error("position map of more than {MAX_MAP_BYTES} bytes")]
+    TooLong,
+    #[error("request ends inside the position map")]
+    Truncated,
+    #[error("position map did not arrive in time")]
+    TooSlow,
+    #[error("read request: {0}")]
+    Body(String),
+}
+
+/// Reads the replica's positions and begins to serve; gives the body of the answer.
+pub async fn serve<S, B, E>(source: Source, request: Request, mut body: S) -> Result<Body, BadRequest>
+where
+    S: Stream<Item = Result<B, E>> + Send + Unpin + 'static,
+    B: Buf + Send,
+    E: std::fmt::Display + Send,
+{
+    let dirty = Dirty::watch(&source.store);
+    let mut rest = BytesMut::new();
+    let positions = tokio::time::timeout(MAP_TIMEOUT, read_map(&mut body, &mut rest)).await;
+    let positions = positions.map_err(|_| BadRequest::TooSlow)??;
+    let connected = source.replicas.connect(
+        request.node_id,
+        request.hostname.clone(),
+        request.acknowledges,
+        &positions,
+    );
+    let (sink, answer) = Sink::new();
+    if request.acknowledges {
+        let replica = Arc::clone(&connected.replica);
+        tokio::spawn(async move { read_acks(&replica, body, rest).await });
+    }
+    let session = Session {
+        source,
+        request,
+        connected,
+        dirty,
+        sink,
+    };
+    tokio::spawn(session.run(positions));
+    Ok(answer)
+}
+
+async fn read_map<S, B, E>(body: &mut S, buffer: &mut BytesMut) -> Result<PositionMap, BadRequest>
+where
+    S: Stream<Item = Result<B, E>> + Unpin,
+    B: Buf,
+    E: std::fmt::Display,
+{
+    loop {
+        if let Some(map) = position_map::take(buffer)? {
+            return Ok(map);
+        }
+        if buffer.len() > MAX_MAP_BYTES {
+            return Err(BadRequest::TooLong);
+        }
+        match body.next().await {
+            Some(Ok(part)) => append(buffer, part),
+            Some(Err(error)) => return Err(BadRequest::Body(error.to_string())),
+            None => return Err(BadRequest::Truncated),
+        }
+    }
+}
+
+fn append(buffer: &mut BytesMut, mut part: impl Buf) {
+    while part.has_remaining() {
+        let piece = part.chunk();
+        let len = piece.len();
+        buffer.extend_from_slice(piece);
+        part.advance(len);
+    }
+}
+
+/// Notes what the replica confirms, until its body ends.
+async fn read_acks<S, B, E>(replica: &super::replicas::Replica, mut body: S, mut buffer: BytesMut)
+where
+    S: Stream<Item = Result<B, E>> + Unpin,
+    B: Buf,
+    E: std::fmt::Display,
+{
+    loop {
+        loop {
+            match Frame::take(&mut buffer) {
+                Ok(Some(Frame::Ack { name, position })) => replica.acked(name, position),
+                Ok(Some(other)) => tracing::warn!(?other, "a replica sent a frame that only a primary sends"),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(replica = %replica.hostname, %error, "cannot read acknowledgements");
+                    return;
+                }
+            }
+        }
+        match body.next().await {
+            Some(Ok(part)) => append(&mut buffer, part),
+            Some(Err(_)) | None => return,
+        }
+    }
+}
+
+/// One stream.
+struct Session {
+    source: Source,
+    request: Request,
+    connected: Connected,
+    dirty: Dirty,
+    sink: Sink,
+}
+
+/// How a stream ended.
+enum Ended {
+    Ordered(Order),
+    Disconnected,
+    Broken(StreamBroken),
+}
+
+impl Session {
+    async fn run(self, positions: PositionMap) {
+        let who = describe(self.request.node_id, &self.request.hostname);
+        tracing::info!(replica = %who, databases = positions.len(), "replica connected");
+        let ended = self.serve(positions).await;
+        match &ended {
+            // A replica that does not read must not hold up the end.
+            Ended::Ordered(Order::End | Order::HandOver(_)) => {
+                let _ = tokio::time::timeout(END_TIMEOUT, self.sink.send(&Frame::End)).await;
+            }
+            Ended::Ordered(_) | Ended::Broken(_) => self.sink.cut(),
+            Ended::Disconnected => {}
+        }
+        match ended {
+            Ended::Broken(error) => tracing::warn!(replica = %who, %error, "stream ended"),
+            Ended::Ordered(order) => tracing::info!(replica = %who, ?order, "stream ended"),
+            Ended::Disconnected => tracing::info!(replica = %who, "replica disconnected"),
+        }
+    }
+
+    async fn serve(&self, positions: PositionMap) -> Ended {
+        let pulse = tokio::spawn(pulse(self.sink.clone()));
+        let ended = tokio::select! {
+            ended = self.follow_orders(positions) => ended,
+            () = self.sink.closed() => Ended::Disconnected,
+        };
+        pulse.abort();
+        ended
+    }
+
+    async fn follow_orders(&self, positions: PositionMap) -> Ended {
+        let mut orders = self.connected.replica.orders();
+        self.dirty
+            .insert(positions.keys().filter_map(|name| name.parse::<DbName>().ok()));
+        self.mark_all();
+        let mut catch_up = CatchUp {
+            store: Arc::clone(&self.source.store),
+            fence: self.source.fence.clone(),
+            replica: Arc::clone(&self.connected.replica),
+            sink: self.sink.blocking(),
+            positions,
+            record: Vec::new(),
+            snapshot_timeout: self.source.snapshot_timeout,
+        };
+        let mut ready = false;
+        loop {
+            let order = orders.borrow_and_update().clone();
+            match order {
+                Order::Serve => {}
+                Order::Flush | Order::HandOver(_) => self.mark_all(),
+                Order::End | Order::Abort => return Ended::Ordered(order),
+            }
+            let failed;
+            (catch_up, failed) = match self.send_dirty(catch_up, &mut orders).await {
+                Ok(sent) => sent,
+                Err(ended) => return ended,
+            };
+            if !ready && self.sink.send(&Frame::Ready).await.is_err() {
+                return Ended::Disconnected;
+            }
+            if !ready && self.heartbeat().await.is_err() {
+                return Ended::Disconnected;
+            }
+            ready = true;
+            match order {
+                Order::Flush if failed.is_empty() => self.connected.replica.flushed(),
+                Order::HandOver(lease_id) => {
+                    return match self
+                        .sink
+                        .send(&Frame::Handoff {
+                            lease_id: lease_id.clone(),
+                        })
+                        .await
+                    {
+                        Ok(()) => Ended::Ordered(Order::HandOver(lease_id)),
+                        Err(_) => Ended::Disconnected,
+                    };
+                }
+                _ => {}
+            }
+            self.wait(&mut orders, failed).await;
+        }
+    }
+
+    /// Sends what has changed. Runs on a thread that may block; an `Abort` does not wait for it.
+    async fn send_dirty(
+        &self,
+        mut catch_up: CatchUp,
+        orders: &mut watch::Receiver<Order>,
+    ) -> Result<(CatchUp, BTreeSet<DbName>), Ended> {
+        let mut names = self.dirty.take();
+        if !self.request.filter.is_empty() {
+            names.retain(|name| self.request.filter.contains(name.as_str()));
+        }
+        if names.is_empty() {
+            return Ok((catch_up, names));
+        }
+        let sending = tokio::task::spawn_blocking(move || {
+            let result = catch_up.run(names);
+            (catch_up, result)
+        });
+        let mut aborted = orders.clone();
+        tokio::select! {
+            sent = sending => match sent {
+                Ok((catch_up, Ok(failed))) => Ok((catch_up, failed)),
+                Ok((_, Err(StreamBroken::Disconnected(_)))) => Err(Ended::Disconnected),
+                Ok((_, Err(error))) => Err(Ended::Broken(error)),
+                Err(_) => Err(Ended::Ordered(Order::Abort)),
+            },
+            _ = aborted.wait_for(|order| *order == Order::Abort) => Err(Ended::Ordered(Order::Abort)),
+        }
+    }
+
+    /// Waits for a change or an order; databases that failed are tried again after a while.
+    async fn wait(&self, orders: &mut watch::Receiver<Order>, failed: BTreeSet<DbName>) {
+        let retry = !failed.is_empty();
+        tokio::select! {
+            () = self.dirty.changed() => {}
+            _ = orders.changed() => {}
+            () = tokio::time::sleep(HEARTBEAT), if retry => {}
+        }
+        if retry {
+            self.dirty.insert(failed);
+        }
+    }
+
+    async fn heartbeat(&self) -> Result<(), super::sink::Disconnected> {
+        self.sink
+            .send(&Frame::Heartbeat {
+                timestamp_ms: now_ms(),
+            })
+            .await
+    }
+
+    fn mark_all(&self) {
+        self.dirty.insert(
+            self.source
+                .store
+                .databases()
+                .into_iter()
+                .map(|db| db.name().clone()),
+        );
+    }
+}
+
+/// A heartbeat each second, between frames.
+async fn pulse(sink: Sink) {
+    let mut beat = tokio::time::interval(HEARTBEAT);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // The first tick is due at once, and comes before the replica has caught up.
+    beat.tick().await;
+    loop {
+        beat.tick().await;
+        sink.send_if_idle(&Frame::Heartbeat {
+            timestamp_ms: now_ms(),
+        });
+    }
+}
