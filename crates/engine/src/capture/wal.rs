@@ -36,6 +36,9 @@ pub(crate) struct Wal {
     pub(crate) header: Option<WalHeader>,
     /// Frames of this generation that are in the log.
     pub(crate) at: Option<WalPosition>,
+    /// Nobody is connected to the wal-index: it may be left over from a crash, while a connection in EXCLUSIVE mode keeps
+    /// its index in its own memory.
+    pub(crate) index_is_dead: bool,
     /// Newest of those frames for each page.
     pages: HashMap<u32, u32>,
     /// Page of every frame, in order.
@@ -249,11 +252,11 @@ impl Database {
     /// Finds out how far the WAL is committed, and notices a new generation.
     fn committed_frames(&self, state: &mut State, file: &File, until: Until) -> Result<Committed> {
         if until == Until::Index
+            && !state.wal.index_is_dead
             && self.shared.kernel().coherence() == Coherence::Passthrough
             && let Some(shm) = state.backing.get(Side::Shm)?
             && let Some(index) =
                 read_index(&shm).map_err(Error::io("shm.read", state.backing.path(Side::Shm)))?
-            && self.index_is_live()
         {
             if index.max_frame == 0 {
                 return Ok(Committed::Nothing);
@@ -283,17 +286,6 @@ impl Database {
             state.wal.begin(header);
         }
         Ok(Committed::Chain)
-    }
-
-    /// A wal-index that nobody is connected to may be left over from a crash, while a connection in EXCLUSIVE mode keeps
-    /// its index in its own memory.
-    fn index_is_live(&self) -> bool {
-        match self.cached_locks() {
-            Some(locks) => locks
-                .locked(Side::Shm, sqlite_format::wal_index::lock::DMS)
-                .unwrap_or(true),
-            None => true,
-        }
     }
 
     fn capture_groups(

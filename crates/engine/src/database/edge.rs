@@ -269,7 +269,9 @@ impl Database {
 
     /// A WAL file was created or opened.
     pub fn wal_opened(&self) {
-        self.state.lock().wal.present = true;
+        let mut state = self.state.lock();
+        state.wal.present = true;
+        state.wal.index_is_dead = false;
     }
 
     /// The wal-index was removed or created: locks taken on the old file mean nothing.

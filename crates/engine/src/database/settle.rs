@@ -11,6 +11,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Database;
 use super::state::State;
+use sqlite_format::wal_index::lock as wal_lock;
+
 use crate::capture::wal::Until;
 use crate::error::Result;
 use crate::name::{DbName, Side};
@@ -112,7 +114,9 @@ impl Database {
             return Ok(Found::Settled);
         }
         let locks = self.locks()?;
+        let connected = locks.locked(Side::Shm, wal_lock::DMS).unwrap_or(true);
         let mut state = self.state.lock();
+        state.wal.index_is_dead = !connected;
         let more = self.capture_wal(&mut state, Until::Index)?;
         let locked = locks.database_write_locked().unwrap_or(false);
         let found = self.settle_pages(&mut state, locked, if locked { LONG_PAUSE } else { PAUSE })?;
@@ -143,7 +147,8 @@ impl Database {
         self.capture_wal(&mut state, Until::Index)?;
         let locked = match self.cached_locks() {
             Some(locks) => locks.database_write_locked().unwrap_or(false),
-            None => false,
+            // Until it is known, a transaction may be under way.
+            None => true,
         };
         if !locked {
             self.settle_pages(&mut state, locked, Duration::ZERO)?;
