@@ -3,20 +3,17 @@
 //! Calls block; do not use it inside an async runtime. A cluster made with [`Keep::No`] is destroyed when the value is dropped, and also
 //! when the process that made it ends without dropping anything.
 
-use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::binary::{self, Wanted};
+use crate::binary;
 use crate::control::{self, ProcessState, Request, SupervisorState};
 use crate::directory::{self, ClusterDirectory};
-use crate::enter::enter;
 use crate::error::{Error, Result};
-use crate::spec::{ClusterSpec, Durability, LeaseKind, Passthrough};
-use crate::sql::{self, Rows};
+use crate::node::Node;
+use crate::options::{self, ClusterOptions, Keep};
 use crate::station::Station;
 use crate::status::{ClusterStatus, NodeRole};
 use crate::supervisor;
@@ -25,55 +22,12 @@ use crate::wait::Condition;
 use crate::wire::{Direction, LinkPolicy};
 
 const SUPERVISOR_START: Duration = Duration::from_secs(30);
-const STOP: Duration = Duration::from_secs(30);
+/// How long a node may take to end after SIGTERM.
+pub(crate) const STOP: Duration = Duration::from_secs(30);
+/// How long a supervisor may live without listening.
 const MOMENT: Duration = Duration::from_secs(2);
 /// Between two looks at a cluster that is waited for.
 const GLANCE: Duration = Duration::from_millis(20);
-
-/// Whether a cluster outlives the value that made it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Keep {
-    Yes,
-    #[default]
-    No,
-}
-
-#[derive(Clone, Debug)]
-pub struct ClusterOptions {
-    /// A made-up name if empty.
-    pub name: String,
-    pub nodes: usize,
-    pub keep: Keep,
-    pub litefs: Wanted,
-    pub lease: LeaseKind,
-    pub passthrough: Passthrough,
-    pub durability: Durability,
-    pub ttl: Duration,
-    pub lock_delay: Duration,
-    pub debug_log: bool,
-    pub seed: u64,
-    /// [`directory::root`] if not given.
-    pub root: Option<PathBuf>,
-}
-
-impl Default for ClusterOptions {
-    fn default() -> Self {
-        Self {
-            name: String::new(),
-            nodes: 3,
-            keep: Keep::No,
-            litefs: Wanted::default(),
-            lease: LeaseKind::Embedded,
-            passthrough: Passthrough::Auto,
-            durability: Durability::Follow,
-            ttl: Duration::from_secs(10),
-            lock_delay: Duration::from_secs(1),
-            debug_log: false,
-            seed: 1,
-            root: None,
-        }
-    }
-}
 
 pub struct Cluster {
     directory: ClusterDirectory,
@@ -95,9 +49,9 @@ impl Cluster {
             let hint = format!("litefs-dev status --name {name}, or litefs-dev down --name {name} first");
             return Err(Error::refused(format!("cluster {name} is running already"), hint));
         }
-        check_fuse_device()?;
+        options::check_fuse_device()?;
         binary::litefs_dev()?;
-        let spec = spec(&options, &directory)?;
+        let spec = options::spec(&options, &directory)?;
         std::fs::create_dir_all(directory.path()).map_err(Error::file("creating", directory.path()))?;
         let directory = ClusterDirectory::at(directory.path())?;
         directory.save_spec(&spec)?;
@@ -439,163 +393,6 @@ impl Drop for Cluster {
             eprintln!("litefs-dev: destroying cluster {}: {error}", self.name());
         }
     }
-}
-
-/// A node of a cluster, or its lease server.
-#[derive(Clone, Copy)]
-pub struct Node<'a> {
-    cluster: &'a Cluster,
-    station: Station,
-}
-
-impl Node<'_> {
-    pub fn station(&self) -> Station {
-        self.station
-    }
-
-    pub fn mount(&self) -> PathBuf {
-        self.cluster.directory.mount(self.station)
-    }
-
-    pub fn log(&self) -> PathBuf {
-        self.cluster.directory.log(self.station)
-    }
-
-    /// Base URL of the API as the host reaches it.
-    pub fn url(&self) -> Result<String> {
-        let state = self.cluster.call(&Request::State)?;
-        Ok(crate::status::url(state.station(self.station)?.port))
-    }
-
-    /// Runs SQL on a database of the node; see [`Rows`].
-    pub fn sql(&self, database: &str, sql: &str) -> Result<Rows> {
-        self.sql_within(database, sql, Duration::from_secs(5))
-    }
-
-    /// As [`Self::sql`] with another busy time-out.
-    pub fn sql_within(&self, database: &str, sql: &str, busy_timeout: Duration) -> Result<Rows> {
-        let mut command = Command::new(binary::litefs_dev()?);
-        let file = self.mount().join(database);
-        command
-            .arg("run-sql")
-            .arg(file)
-            .arg(busy_timeout.as_millis().to_string());
-        self.place(&mut command)?;
-        let failed = |message| Error::Sql {
-            node: self.station.to_string(),
-            message,
-        };
-        sql::parent(command, sql).map_err(failed)
-    }
-
-    /// A command that will run on the node: in its namespaces, in its mount.
-    pub fn exec(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
-        let mut command = Command::new(program);
-        command.env("LITEFS_NODE", self.station.to_string());
-        self.place(&mut command)?;
-        Ok(command)
-    }
-
-    fn place(&self, command: &mut Command) -> Result<()> {
-        let state = self.cluster.call(&Request::State)?;
-        let directory = match self.station.is_node() {
-            true => self.mount(),
-            false => self.cluster.directory.station(self.station),
-        };
-        enter(command, &state, state.station(self.station)?, &directory)
-    }
-
-    pub fn start(&self) -> Result<()> {
-        self.cluster.call(&Request::Start(self.station)).map(drop)
-    }
-
-    /// SIGTERM; waits for the end.
-    pub fn stop(&self) -> Result<()> {
-        self.cluster.call(&Request::Stop(self.station, STOP)).map(drop)
-    }
-
-    /// SIGKILL.
-    pub fn kill(&self) -> Result<()> {
-        self.cluster.call(&Request::Kill(self.station)).map(drop)
-    }
-
-    pub fn pause(&self) -> Result<()> {
-        self.cluster.call(&Request::Pause(self.station)).map(drop)
-    }
-
-    pub fn resume(&self) -> Result<()> {
-        self.cluster.call(&Request::Resume(self.station)).map(drop)
-    }
-}
-
-/// What a cluster is made of: the options, on top of what it was made of before.
-fn spec(options: &ClusterOptions, directory: &ClusterDirectory) -> Result<ClusterSpec> {
-    let before = if directory.exists() {
-        Some(directory.spec()?)
-    } else {
-        None
-    };
-    if let Some(before) = &before
-        && options.nodes < before.nodes
-    {
-        let (name, had) = (directory.name(), before.nodes);
-        let hint = format!("litefs-dev up {had} --name {name}, or litefs-dev destroy --name {name} first");
-        return Err(Error::refused(
-            format!(
-                "cluster {name} has {had} nodes, which is more than {}",
-                options.nodes
-            ),
-            hint,
-        ));
-    }
-    Station::node(options.nodes)?;
-    let given_before = before
-        .as_ref()
-        .filter(|before| before.binary_given && !options.litefs.release);
-    let mut litefs = options.litefs.clone();
-    litefs.binary = litefs
-        .binary
-        .or_else(|| given_before.map(|before| before.binary.clone()));
-    if options.ttl < Duration::from_secs(10) && options.lease == LeaseKind::Consul {
-        return Err(Error::refused(
-            "Consul grants no lease shorter than 10s",
-            "leave out --consul or give --ttl 10s",
-        ));
-    }
-    Ok(ClusterSpec {
-        nodes: options.nodes,
-        lease: options.lease,
-        passthrough: options.passthrough,
-        durability: options.durability,
-        ttl: options.ttl,
-        lock_delay: options.lock_delay,
-        debug_log: options.debug_log,
-        consul: match options.lease {
-            LeaseKind::Consul => Some(binary::consul()?),
-            LeaseKind::Embedded => None,
-        },
-        binary: litefs.find()?,
-        binary_given: litefs.binary.is_some(),
-        seed: options.seed,
-        ports: before.map_or_else(BTreeMap::new, |before| before.ports),
-    })
-}
-
-fn check_fuse_device() -> Result<()> {
-    let path = std::path::Path::new("/dev/fuse");
-    let Err(error) = OpenOptions::new().read(true).write(true).open(path) else {
-        return Ok(());
-    };
-    let hint = match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            "load the kernel's fuse module (modprobe fuse); in a container: --device /dev/fuse"
-        }
-        std::io::ErrorKind::PermissionDenied => {
-            "run as root, or let everybody open it (chmod 0666 /dev/fuse, as distributions do)"
-        }
-        _ => "in a container: --device /dev/fuse --cap-add SYS_ADMIN",
-    };
-    Err(Error::refused(format!("opening /dev/fuse: {error}"), hint))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {

@@ -1,17 +1,21 @@
 //! Compares what the nodes of a cluster hold, by means that share no code with the daemon: the whole file of each database as
-//! `GET /export` gives it, its CRC-64/XZ (LTX uses another polynomial), and SQLite's own `integrity_check`.
+//! `GET /export` gives it, its CRC-64/XZ (LTX uses another polynomial), and SQLite's own `integrity_check`. Besides, the logs must agree
+//! on what each transaction led to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 
 use futures_util::StreamExt;
-use litefs_api::{Client, DatabaseStatus, Position};
+use litefs_api::{Checksum, Client, DatabaseStatus, Position, Txid};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::station::Station;
 use crate::status::ClusterStatus;
+
+/// How many transactions back the nodes' logs are compared.
+const HISTORY: u64 = 5000;
 
 /// What was compared and what is wrong.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -82,11 +86,17 @@ pub(crate) async fn verify(status: &ClusterStatus) -> Result<Verification> {
         }
     }
     let directory = tempfile::tempdir().map_err(Error::system("creating a temporary directory"))?;
+    let mut histories = BTreeMap::new();
     let mut checked = BTreeSet::new();
     let mut first = BTreeMap::new();
     for (node, said) in status.live() {
         let Some(url) = &node.api else { continue };
         let client = Client::new(url).map_err(|error| failed(node.name, error))?;
+        for database in &said.databases {
+            if let Some(problem) = compare_history(&client, node.name, database, &mut histories).await? {
+                result.problems.push(problem);
+            }
+        }
         // A dropped database has a position and no bytes.
         for database in said.databases.iter().filter(|database| database.pages > 0) {
             let file = directory.path().join("export");
@@ -132,6 +142,38 @@ pub(crate) async fn verify(status: &ClusterStatus) -> Result<Verification> {
         }
     }
     Ok(result)
+}
+
+/// The checksum after a transaction of a database, and the first node that said so.
+type Histories = BTreeMap<(String, Txid), (Station, Checksum)>;
+
+/// A transaction after which this node had other content than another one, as far as both logs reach back.
+async fn compare_history(
+    client: &Client,
+    node: Station,
+    database: &DatabaseStatus,
+    known: &mut Histories,
+) -> Result<Option<String>> {
+    let from = Txid(database.txid.0.saturating_sub(HISTORY).max(1));
+    let history = match client.history(&database.name, from, HISTORY as usize + 1).await {
+        Ok(history) => history,
+        Err(litefs_api::Error::Status { status, .. }) if status == reqwest::StatusCode::NOT_FOUND => {
+            return Ok(None);
+        }
+        Err(error) => return Err(failed(node, error)),
+    };
+    for entry in history.entries {
+        let key = (database.name.clone(), entry.txid);
+        let (other, checksum) = *known.entry(key).or_insert((node, entry.checksum));
+        if checksum != entry.checksum {
+            let (name, txid) = (&database.name, entry.txid);
+            return Ok(Some(format!(
+                "{name}: after {txid}, {node} has checksum {} and {other} {checksum}",
+                entry.checksum
+            )));
+        }
+    }
+    Ok(None)
 }
 
 fn compare_positions(positions: &Positions, problems: &mut Vec<String>) {

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use litefs_dev::binary::Wanted;
@@ -58,6 +59,31 @@ pub(crate) fn stand_ins(nodes: usize) -> Option<Cluster> {
     .unwrap();
     cluster.wait_until_ready(PATIENCE).unwrap();
     Some(cluster)
+}
+
+/// A cluster of real daemons, ready, gone with its value.
+pub(crate) fn daemons(options: ClusterOptions) -> Option<Cluster> {
+    if impossible() {
+        return None;
+    }
+    let litefs = Wanted {
+        binary: Some(litefs()),
+        release: false,
+    };
+    let cluster = Cluster::up(ClusterOptions {
+        litefs,
+        root: Some(root()),
+        ..options
+    })
+    .unwrap();
+    cluster.wait_until_ready(PATIENCE).unwrap();
+    Some(cluster)
+}
+
+/// The workspace's `litefs`, built once per test program.
+fn litefs() -> PathBuf {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| Wanted::default().find().unwrap()).clone()
 }
 
 /// Where these tests keep their clusters; each has a name of its own.
