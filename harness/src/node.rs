@@ -1,0 +1,100 @@
+//! One node of a cluster, or its lease server, as a value to call.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::binary;
+use crate::cluster::{Cluster, STOP};
+use crate::control::Request;
+use crate::enter::enter;
+use crate::error::{Error, Result};
+use crate::sql::{self, Rows};
+use crate::station::Station;
+
+/// A node of a cluster, or its lease server.
+#[derive(Clone, Copy)]
+pub struct Node<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) station: Station,
+}
+
+impl Node<'_> {
+    pub fn station(&self) -> Station {
+        self.station
+    }
+
+    pub fn mount(&self) -> PathBuf {
+        self.cluster.directory().mount(self.station)
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.cluster.directory().log(self.station)
+    }
+
+    /// Base URL of the API as the host reaches it.
+    pub fn url(&self) -> Result<String> {
+        let state = self.cluster.call(&Request::State)?;
+        Ok(crate::status::url(state.station(self.station)?.port))
+    }
+
+    /// Runs SQL on a database of the node; see [`Rows`].
+    pub fn sql(&self, database: &str, sql: &str) -> Result<Rows> {
+        self.sql_within(database, sql, Duration::from_secs(5))
+    }
+
+    /// As [`Self::sql`] with another busy time-out.
+    pub fn sql_within(&self, database: &str, sql: &str, busy_timeout: Duration) -> Result<Rows> {
+        let mut command = Command::new(binary::litefs_dev()?);
+        let file = self.mount().join(database);
+        command
+            .arg("run-sql")
+            .arg(file)
+            .arg(busy_timeout.as_millis().to_string());
+        self.place(&mut command)?;
+        let failed = |message| Error::Sql {
+            node: self.station.to_string(),
+            message,
+        };
+        sql::parent(command, sql).map_err(failed)
+    }
+
+    /// A command that will run on the node: in its namespaces, in its mount.
+    pub fn exec(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
+        let mut command = Command::new(program);
+        command.env("LITEFS_NODE", self.station.to_string());
+        self.place(&mut command)?;
+        Ok(command)
+    }
+
+    fn place(&self, command: &mut Command) -> Result<()> {
+        let state = self.cluster.call(&Request::State)?;
+        let directory = match self.station.is_node() {
+            true => self.mount(),
+            false => self.cluster.directory().station(self.station),
+        };
+        enter(command, &state, state.station(self.station)?, &directory)
+    }
+
+    pub fn start(&self) -> Result<()> {
+        self.cluster.call(&Request::Start(self.station)).map(drop)
+    }
+
+    /// SIGTERM; waits for the end.
+    pub fn stop(&self) -> Result<()> {
+        self.cluster.call(&Request::Stop(self.station, STOP)).map(drop)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) -> Result<()> {
+        self.cluster.call(&Request::Kill(self.station)).map(drop)
+    }
+
+    pub fn pause(&self) -> Result<()> {
+        self.cluster.call(&Request::Pause(self.station)).map(drop)
+    }
+
+    pub fn resume(&self) -> Result<()> {
+        self.cluster.call(&Request::Resume(self.station)).map(drop)
+    }
+}
