@@ -1,6 +1,8 @@
 //! Benchmarks of a mount against a plain directory, in the same run: rounds are interleaved, and what counts are the
 //! medians and the ratios round by round, because machines drift. Requests to the daemon per operation are exact.
 
+pub mod lag;
+pub mod scale;
 pub mod workloads;
 
 use std::collections::BTreeMap;
