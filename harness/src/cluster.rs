@@ -315,10 +315,22 @@ impl Cluster {
             }
             match self.directory.connect() {
                 Ok(stream) => return control::call(&self.directory, stream, request),
-                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(error) if Instant::now() > deadline => return Err(self.not_listening(&error)),
                 Err(_) => std::thread::sleep(GLANCE),
             }
         }
+    }
+
+    fn not_listening(&self, error: &Error) -> Error {
+        let pid = self
+            .directory
+            .supervisor_pid()
+            .map_or("?".to_owned(), |pid| pid.to_string());
+        let hint = format!("kill -9 {pid}, then litefs-dev up or destroy: both clean up after it");
+        Error::refused(
+            format!("the supervisor (pid {pid}) does not answer: {error}"),
+            hint,
+        )
     }
 
     fn not_running(&self) -> Error {

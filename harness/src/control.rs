@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 use crate::station::Station;
 use crate::wire::{Direction, LinkPolicy, Setting, Traffic};
 
+/// More than a stop with all its patience takes.
+const LONGEST_REQUEST: Duration = Duration::from_secs(120);
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     State,
@@ -93,6 +96,7 @@ pub(crate) fn call(
     request: &Request,
 ) -> Result<SupervisorState> {
     let failed = || Error::system("talking to the cluster's supervisor");
+    stream.set_read_timeout(Some(LONGEST_REQUEST)).map_err(failed())?;
     let mut line = serde_json::to_vec(request).map_err(|error| failed()(error.into()))?;
     line.push(b'\n');
     stream.write_all(&line).map_err(failed())?;

@@ -10,6 +10,7 @@
 //! ```
 
 use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -154,7 +155,14 @@ impl ClusterDirectory {
     pub(crate) fn lock(&self) -> Result<Option<File>> {
         let (path, file) = self.lock_file()?;
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
-            Ok(_) => Ok(Some(file)),
+            Ok(_) => {
+                // For people who must end a supervisor that does not answer.
+                let written = file
+                    .set_len(0)
+                    .and_then(|()| writeln!(&file, "{}", std::process::id()));
+                written.map_err(Error::file("writing", &path))?;
+                Ok(Some(file))
+            }
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
             Err(errno) => Err(Error::file("locking", &path)(errno.into())),
         }
@@ -170,6 +178,15 @@ impl ClusterDirectory {
         fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock))
             .map_err(|errno| Error::file("asking for the lock of", &path)(errno.into()))?;
         Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+    }
+
+    /// The process that last took the lock.
+    pub(crate) fn supervisor_pid(&self) -> Option<i32> {
+        std::fs::read_to_string(self.0.join("lock"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
     }
 
     fn lock_file(&self) -> Result<(PathBuf, File)> {
