@@ -49,8 +49,6 @@ pub struct MountOptions {
     /// Whether users other than the daemon's may use the mount.
     pub allow_other: bool,
     pub passthrough: Passthrough,
-    /// Whether a mount that a killed daemon left behind is detached first.
-    pub take_over: bool,
     /// Threads that serve requests.
     pub threads: usize,
 }
@@ -61,7 +59,6 @@ impl MountOptions {
             path: path.into(),
             allow_other: false,
             passthrough: Passthrough::default(),
-            take_over: true,
             threads: 4,
         }
     }
@@ -93,9 +90,7 @@ impl Mount {
             }
         };
         raise_descriptor_limit();
-        if options.take_over {
-            mount::detach_stale(&options.path)?;
-        }
+        mount::detach_stale(&options.path)?;
         fs::create_dir_all(&options.path).map_err(failed("create"))?;
         let path = fs::canonicalize(&options.path).map_err(failed("resolve"))?;
         let edge =

@@ -34,7 +34,7 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 2)]
     jobs: usize,
     /// Whether the kernel serves -wal and -shm itself or the daemon sees every write.
-    #[arg(long, value_enum, default_value = "passthrough")]
+    #[arg(long, value_enum, default_value = "auto")]
     mode: Mode,
     /// After each file compare every database with a replica and with what the log reconstructs.
     #[arg(long)]
@@ -58,7 +58,7 @@ pub struct RunArgs {
     #[arg(long)]
     results: Option<PathBuf>,
     /// Where mounts, data and native directories go; needs a few GB.
-    #[arg(long, default_value_os_t = std::env::temp_dir())]
+    #[arg(long, default_value_os_t = std::env::temp_dir(), env = "LITEFS_TCL_WORK")]
     work: PathBuf,
     /// Keep the work directory.
     #[arg(long)]
@@ -149,9 +149,11 @@ impl RunArgs {
             .work
             .canonicalize()
             .with_context(|| format!("find {}", self.work.display()))?;
-        let work = work.join(format!("litefs-tcl-{}", std::process::id()));
+        let work = work.join(format!("litefs-tcl-{:07}", std::process::id()));
+        let baseline = self.source.cache().baseline(&fixture.id(), &permutation);
         let plan = Plan {
-            baseline: Baseline::at(self.source.cache().baseline(&fixture.id(), &permutation)),
+            // The suite has cases whose names depend on the length of the path they run in.
+            baseline: Baseline::at(baseline.join(format!("{:?}-{}", self.layout, work.as_os_str().len()))),
             bench: Bench {
                 fixture,
                 permutation,

@@ -12,9 +12,11 @@ use clap::ValueEnum;
 
 use super::Mount;
 
-/// How the kernel edge of the daemon works, forced so that a run tests what it says.
+/// How the kernel edge of the daemon works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
+    /// As the daemon chooses on this machine. The others are forced, so that a run tests what it says.
+    Auto,
     /// The kernel serves `-wal` and `-shm` itself.
     Passthrough,
     /// The daemon sees every write.
@@ -24,6 +26,7 @@ pub enum Mode {
 impl Mode {
     pub fn name(self) -> &'static str {
         match self {
+            Mode::Auto => "auto",
             Mode::Passthrough => "passthrough",
             Mode::Intercepted => "intercepted",
         }
@@ -32,6 +35,7 @@ impl Mode {
     /// The value of `fuse.passthrough`.
     fn setting(self) -> &'static str {
         match self {
+            Mode::Auto => "auto",
             Mode::Passthrough => "on",
             Mode::Intercepted => "off",
         }
