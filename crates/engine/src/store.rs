@@ -21,7 +21,7 @@ use crate::kernel::{Direct, Kernel};
 use crate::layout;
 use crate::log::RetainPolicy;
 use crate::name::{DbName, Side};
-use crate::options::{Role, StoreOptions};
+use crate::options::{Durability, Role, StoreOptions};
 use crate::shared::Shared;
 pub use crate::shared::Watcher;
 
@@ -144,6 +144,12 @@ impl Store {
     /// Identifies this process in the records that it makes.
     pub fn node_id(&self) -> u64 {
         self.shared.options.node_id
+    }
+
+    /// Whether writes to WALs must be intercepted wherever that is not so anyway: a commit may not return before its
+    /// record is durable.
+    pub fn intercepts_wal(&self) -> bool {
+        self.shared.options.durability == Durability::Commit
     }
 
     /// A database by name.

@@ -15,6 +15,7 @@ pub fn check_supported(config: &Config) -> Result<(), ConfigError> {
         databases(config),
         tracing(config),
         durability(config),
+        strict_verify(config),
     ];
     match refusals.into_iter().flatten().next() {
         Some(refusal) => Err(refusal),
@@ -108,6 +109,17 @@ fn durability(config: &Config) -> Option<ConfigError> {
             "write `commit` (durable on this node when COMMIT returns) or `follow`",
         ),
     }
+}
+
+fn strict_verify(config: &Config) -> Option<ConfigError> {
+    if !config.strict_verify {
+        return None;
+    }
+    refuse(
+        "strict-verify",
+        "`true`",
+        "remove `strict-verify`; every record is verified when it is applied",
+    )
 }
 
 #[cfg(test)]

@@ -197,6 +197,7 @@ fn keys_of_features_that_are_missing_are_refused_by_name() {
     assert!(unsupported("backup: {type: file, path: /b}").contains("`backup.type`"));
     assert!(unsupported("lease: {databases: [a]}").contains("`lease.databases`"));
     assert!(unsupported("tracing: {path: /t}").contains("`tracing.path`"));
+    assert!(unsupported("strict-verify: true").contains("`strict-verify`"));
     assert!(unsupported("data: {durability: replicated}").contains("`data.durability`"));
     check_supported(&parsed(
         "tracing: {path: /t, enabled: false}\nproxy: {addr: ':1'}",

@@ -115,6 +115,7 @@ impl Edge {
     pub(crate) fn transfer(&self, part: Option<&Part>) -> Transfer {
         match (self.coherence(), part.map(|(_, side)| *side)) {
             (Coherence::Passthrough, Some(Side::Shm)) => Transfer::Passthrough,
+            (Coherence::Passthrough, Some(Side::Wal)) if self.store.intercepts_wal() => Transfer::Cached,
             (Coherence::Passthrough, Some(Side::Wal | Side::Journal)) => match self.store.role() {
                 Role::Primary { .. } => Transfer::Passthrough,
                 Role::Replica => Transfer::Cached,

@@ -49,6 +49,8 @@ pub struct MountOptions {
     /// Whether users other than the daemon's may use the mount.
     pub allow_other: bool,
     pub passthrough: Passthrough,
+    /// Whether a mount that a killed daemon left behind is detached first.
+    pub take_over: bool,
     /// Threads that serve requests.
     pub threads: usize,
 }
@@ -59,6 +61,7 @@ impl MountOptions {
             path: path.into(),
             allow_other: false,
             passthrough: Passthrough::default(),
+            take_over: true,
             threads: 4,
         }
     }
@@ -90,7 +93,9 @@ impl Mount {
             }
         };
         raise_descriptor_limit();
-        mount::detach_stale(&options.path)?;
+        if options.take_over {
+            mount::detach_stale(&options.path)?;
+        }
         fs::create_dir_all(&options.path).map_err(failed("create"))?;
         let path = fs::canonicalize(&options.path).map_err(failed("resolve"))?;
         let edge =

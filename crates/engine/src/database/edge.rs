@@ -18,6 +18,7 @@ use crate::commit::{Draft, Source};
 use crate::error::{Error, Result};
 use crate::kernel::Coherence;
 use crate::name::Side;
+use crate::options::Durability;
 
 /// An operation of the file system that the engine runs at the right moment.
 pub type FileOp<'a> = &'a mut dyn FnMut() -> io::Result<()>;
@@ -215,12 +216,17 @@ impl Database {
         file.write_all_at(data, offset)
             .map_err(Error::io("wal.write", state.backing.path(Side::Wal)))?;
         state.wal.present = true;
-        if self.shared.kernel().coherence() == Coherence::Intercepted
-            && ends_frame(&state, file, offset, data)?
-        {
+        if self.captures_at_frame_end() && ends_frame(&state, file, offset, data)? {
             self.capture_wal(&mut state, Until::Chain)?;
         }
         Ok(())
+    }
+
+    /// Whether nothing but the write of a commit frame tells of the commit, or the commit must not return before it is
+    /// captured.
+    fn captures_at_frame_end(&self) -> bool {
+        self.shared.kernel().coherence() == Coherence::Intercepted
+            || self.shared.options.durability == Durability::Commit
     }
 
     /// SQLite makes the WAL durable: the commit of `synchronous=FULL`. A failure is the client's failed COMMIT.
