@@ -13,6 +13,7 @@ pub mod disk;
 mod error;
 mod event;
 mod import;
+pub mod inspect;
 pub mod kernel;
 mod layout;
 pub mod log;

@@ -40,6 +40,7 @@ pub use record::{Origin, RecordInfo, RecordMeta, WalPosition};
 pub use recover::Repair;
 pub use retain::{Removed, RetainPolicy};
 
+use recover::{Found, Purpose};
 use segment::Segment;
 use writer::Writer;
 
@@ -90,18 +91,32 @@ impl Log {
     /// Opens the log in `dir`, which is made if missing. Reads the last segment; a torn end is cut off, see
     /// [`Log::repair`].
     pub fn open(disk: Arc<dyn Disk>, dir: PathBuf, options: LogOptions) -> Result<Log> {
-        let found = recover::recover(&disk, &dir)?;
+        let found = recover::recover(&disk, &dir, Purpose::Append)?;
         let mut writer = Writer::default();
         writer
             .state
             .resume(&writer.sink, found.segments.last().cloned(), found.tail)?;
+        Ok(Log::new(disk, dir, options, found, writer))
+    }
+
+    /// Opens the log in `dir` for reading only: changes nothing, so that another process may be appending. A torn end
+    /// is passed over.
+    pub fn inspect(disk: Arc<dyn Disk>, dir: PathBuf) -> Result<Log> {
+        let found = recover::recover(&disk, &dir, Purpose::Inspect)?;
+        let log = Log::new(disk, dir, LogOptions::default(), found, Writer::default());
+        log.poison
+            .get_or_init(|| Arc::from("it was opened for inspection"));
+        Ok(log)
+    }
+
+    fn new(disk: Arc<dyn Disk>, dir: PathBuf, options: LogOptions, found: Found, writer: Writer) -> Log {
         let shared = Shared {
             history: found.history,
             segments: found.segments,
             tail: found.tail,
-            synced: found.synced,
+            synced: found.tail.map_or(Txid::ZERO, |tail| tail.max),
         };
-        Ok(Log {
+        Log {
             disk,
             dir,
             options,
@@ -110,14 +125,14 @@ impl Log {
             shared: RwLock::new(shared),
             poison: OnceLock::new(),
             repair: found.repair,
-        })
+        }
     }
 
     pub fn directory(&self) -> &Path {
         &self.dir
     }
 
-    /// What had to be cut off when the log was opened.
+    /// What had to be cut off when the log was opened, or would have to be.
     pub fn repair(&self) -> Option<&Repair> {
         self.repair.as_ref()
     }

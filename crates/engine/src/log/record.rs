@@ -89,7 +89,7 @@ impl RecordInfo {
     }
 
     /// Whether `next` is the record that comes after this one.
-    pub(super) fn is_followed_by(&self, next: &RecordInfo) -> bool {
+    pub fn is_followed_by(&self, next: &RecordInfo) -> bool {
         Some(next.min) == self.max.next() && next.pre == self.post
     }
 }

@@ -29,68 +29,104 @@ pub(super) struct Found {
     pub(super) history: u32,
     pub(super) segments: Vec<Arc<Segment>>,
     pub(super) tail: Option<RecordInfo>,
-    /// Known to be durable up to here.
-    pub(super) synced: Txid,
     pub(super) repair: Option<Repair>,
 }
 
-pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Found> {
-    if !disk.exists("log.open.exists", dir)? {
-        disk.create_dir_all("log.open.create", dir)?;
-        if let Some(parent) = dir.parent() {
-            disk.sync_dir("log.open.sync_dir", parent)?;
-        }
-    }
-    let (history, mut names) = segments_on_disk(disk, dir)?;
-    let mut repair = None;
-    while let Some((first, path)) = names.pop() {
-        let end = scan_last(disk, &path)?;
-        repair = repair.or(end.repair);
-        let Some(tail) = end.tail else {
-            // Begun, but nothing of its first record arrived.
-            disk.remove_file("log.open.discard", &path)?;
-            disk.sync_dir("log.open.sync_dir", dir)?;
-            continue;
-        };
-        let mut segments = Vec::with_capacity(names.len() + 1);
-        for (first, path) in names {
-            let len = disk
-                .open("log.open.sealed", &path, OpenMode::Read)?
-                .len("log.open.length")?;
-            segments.push(Arc::new(Segment::existing(disk, path, first, len, None)));
-        }
-        let synced = if end.durable == end.offset {
-            Some(tail.max)
-        } else {
-            first.previous()
-        };
-        segments.push(Arc::new(Segment::last(
-            disk,
-            path,
-            first,
-            end.offset,
-            end.durable,
-            end.index,
-        )));
-        return Ok(Found {
+impl Found {
+    fn empty(history: u32, repair: Option<Repair>) -> Found {
+        Found {
             history,
-            segments,
-            tail: Some(tail),
-            synced: synced.unwrap_or_default(),
+            segments: Vec::new(),
+            tail: None,
             repair,
-        });
+        }
     }
+}
+
+/// What a log is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Leftovers are removed and a torn end is cut off.
+    Append,
+    /// Nothing is changed.
+    Inspect,
+}
+
+pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, purpose: Purpose) -> Result<Found> {
+    if !disk.exists("log.open.exists", dir)? {
+        if purpose == Purpose::Inspect {
+            return Ok(Found::empty(0, None));
+        }
+        disk.create_dir_all("log.open.create", dir)?;
+    }
+    let OnDisk {
+        history,
+        segments: mut names,
+        mut leftovers,
+    } = read_dir(disk, dir)?;
+    let mut repair = None;
+    let mut last = None;
+    while let Some((first, path)) = names.pop() {
+        let end = scan_last(disk, &path, purpose)?;
+        repair = repair.or_else(|| end.repair.clone());
+        match end.tail {
+            Some(tail) => {
+                last = Some((first, path, end, tail));
+                break;
+            }
+            // Begun, but nothing of its first record arrived.
+            None => leftovers.push(path),
+        }
+    }
+    if purpose == Purpose::Append {
+        settle_names(disk, dir, &leftovers)?;
+    }
+    let Some((first, path, end, tail)) = last else {
+        return Ok(Found::empty(history, repair));
+    };
+    let mut segments = Vec::with_capacity(names.len() + 1);
+    for (first, path) in names {
+        let file = disk.open("log.open.sealed", &path, OpenMode::Read)?;
+        let len = file.len("log.open.length")?;
+        segments.push(Arc::new(Segment::existing(disk, path, first, len, None)));
+    }
+    segments.push(Arc::new(Segment::existing(
+        disk,
+        path,
+        first,
+        end.offset,
+        Some(end.index),
+    )));
     Ok(Found {
         history,
-        segments: Vec::new(),
-        tail: None,
-        synced: Txid::ZERO,
+        segments,
+        tail: Some(tail),
         repair,
     })
 }
 
-/// Segments of the newest history, ascending. What is left of older ones or of an unfinished reset is removed.
-fn segments_on_disk(disk: &Arc<dyn Disk>, dir: &Path) -> Result<(u32, Vec<(Txid, PathBuf)>)> {
+/// Removes what does not count, and makes durable which names there are: a process may have died between a change of
+/// names and its sync, and what it removed must not come back behind what is appended from now on.
+fn settle_names(disk: &Arc<dyn Disk>, dir: &Path, leftovers: &[PathBuf]) -> Result<()> {
+    for path in leftovers {
+        disk.remove_file("log.open.discard", path)?;
+    }
+    disk.sync_dir("log.open.sync_dir", dir)?;
+    if let Some(parent) = dir.parent() {
+        disk.sync_dir("log.open.sync_dir", parent)?;
+    }
+    Ok(())
+}
+
+struct OnDisk {
+    history: u32,
+    /// Of the newest history, ascending.
+    segments: Vec<(Txid, PathBuf)>,
+    /// Of older histories, or of a reset that was not finished.
+    leftovers: Vec<PathBuf>,
+}
+
+fn read_dir(disk: &Arc<dyn Disk>, dir: &Path) -> Result<OnDisk> {
     let names = disk.list("log.open.list", dir)?;
     let names: Vec<&str> = names.iter().filter_map(|name| name.to_str()).collect();
     let history = names
@@ -98,30 +134,37 @@ fn segments_on_disk(disk: &Arc<dyn Disk>, dir: &Path) -> Result<(u32, Vec<(Txid,
         .filter_map(|name| parse_file_name(name))
         .map(|(history, _)| history)
         .max();
-    let history = history.unwrap_or(0);
-    let mut segments = Vec::new();
+    let mut found = OnDisk {
+        history: history.unwrap_or(0),
+        segments: Vec::new(),
+        leftovers: Vec::new(),
+    };
     for name in names {
         let path = dir.join(name);
         match parse_file_name(name) {
-            Some((found, first)) if found == history => segments.push((first, path)),
-            Some(_) => disk.remove_file("log.open.discard", &path)?,
-            None if name.ends_with(UNFINISHED) => disk.remove_file("log.open.discard", &path)?,
+            Some((history, first)) if history == found.history => found.segments.push((first, path)),
+            Some(_) => found.leftovers.push(path),
+            None if name.ends_with(UNFINISHED) => found.leftovers.push(path),
             None => {}
         }
     }
-    Ok((history, segments))
+    Ok(found)
 }
 
 struct End {
     offset: u64,
-    durable: u64,
     tail: Option<RecordInfo>,
     index: Index,
     repair: Option<Repair>,
 }
 
-fn scan_last(disk: &Arc<dyn Disk>, path: &Path) -> Result<End> {
-    let file = disk.open("log.open.segment", path, OpenMode::Write)?;
+fn scan_last(disk: &Arc<dyn Disk>, path: &Path, purpose: Purpose) -> Result<End> {
+    let mode = if purpose == Purpose::Append {
+        OpenMode::Write
+    } else {
+        OpenMode::Read
+    };
+    let file = disk.open("log.open.segment", path, mode)?;
     let len = file.len("log.open.length")?;
     let chain = hop(&*file, 0, len)?;
     let whole = verify_from(&file, chain.durable, chain.end)?;
@@ -130,19 +173,23 @@ fn scan_last(disk: &Arc<dyn Disk>, path: &Path) -> Result<End> {
     } else {
         chain
     };
-    let mut end = End {
+    let repair = (chain.end < len).then(|| Repair {
+        path: path.to_owned(),
         offset: chain.end,
-        durable: chain.durable,
+        bytes: len - chain.end,
+    });
+    if repair.is_some() {
+        check_torn(&*file, path, chain.end, len)?;
+    }
+    if purpose == Purpose::Append {
+        settle_content(&*file, repair.as_ref())?;
+    }
+    Ok(End {
+        offset: chain.end,
         tail: chain.tail,
         index: chain.index,
-        repair: None,
-    };
-    if end.offset < len {
-        check_torn(&*file, path, end.offset, len)?;
-        end.repair = Some(cut(&*file, path, end.offset, len)?);
-        end.durable = end.offset;
-    }
-    Ok(end)
+        repair,
+    })
 }
 
 /// A later record that says that bytes behind `end` were durable proves that this is no torn end but damage, which
@@ -173,17 +220,14 @@ fn check_torn(file: &dyn DiskFile, path: &Path, end: u64, len: u64) -> Result<()
     Ok(())
 }
 
-/// Cuts the torn end off, durably: what is appended next must not find it behind itself after another crash.
-fn cut(file: &dyn DiskFile, path: &Path, end: u64, len: u64) -> Result<Repair> {
-    file.set_len("log.open.cut", end)?;
-    file.sync_data("log.open.sync")?;
-    let repair = Repair {
-        path: path.to_owned(),
-        offset: end,
-        bytes: len - end,
-    };
-    tracing::warn!(path = %path.display(), offset = end, bytes = repair.bytes, "cut off the torn end of a log");
-    Ok(repair)
+/// Cuts the torn end off and makes durable what is left: who reads it now may rely on it, and what is appended next must
+/// not find something else behind itself after another crash.
+fn settle_content(file: &dyn DiskFile, repair: Option<&Repair>) -> Result<()> {
+    if let Some(repair) = repair {
+        file.set_len("log.open.cut", repair.offset)?;
+        tracing::warn!(path = %repair.path.display(), offset = repair.offset, "cut off the torn end of a log");
+    }
+    Ok(file.sync_data("log.open.sync")?)
 }
 
 struct Chain {

@@ -98,7 +98,7 @@ impl Log {
             self.disk.remove_file("log.truncate.remove", &segment.path)?;
             self.disk.sync_dir("log.truncate.sync_dir", &self.dir)?;
         }
-        let file = last.file()?;
+        let file = last.writable_file()?;
         file.set_len("log.truncate.cut", end)?;
         self.must_sync(file.sync_data("log.truncate.sync"))
     }

@@ -94,20 +94,6 @@ impl Segment {
         }
     }
 
-    /// The last segment as a start finds it: what lies behind `durable` may still be lost.
-    pub(super) fn last(
-        disk: &Arc<dyn Disk>,
-        path: PathBuf,
-        first: Txid,
-        end: u64,
-        durable: u64,
-        index: Index,
-    ) -> Segment {
-        let segment = Segment::existing(disk, path, first, end, Some(index));
-        segment.durable.store(durable, Ordering::Release);
-        segment
-    }
-
     /// A segment without records, open for the writer.
     pub(super) fn create(
         disk: &Arc<dyn Disk>,
@@ -137,13 +123,21 @@ impl Segment {
         next
     }
 
+    /// The file, for reading.
     pub(super) fn file(&self) -> Result<Arc<dyn DiskFile>> {
         let mut cached = self.file.lock();
         if let Some(file) = cached.as_ref().and_then(Weak::upgrade) {
             return Ok(file);
         }
-        let file = self.disk.open("log.segment.open", &self.path, OpenMode::Write)?;
+        let file = self.disk.open("log.segment.open", &self.path, OpenMode::Read)?;
         *cached = Some(Arc::downgrade(&file));
+        Ok(file)
+    }
+
+    /// The file, for writing; readers share it from now on.
+    pub(super) fn writable_file(&self) -> Result<Arc<dyn DiskFile>> {
+        let file = self.disk.open("log.segment.open", &self.path, OpenMode::Write)?;
+        *self.file.lock() = Some(Arc::downgrade(&file));
         Ok(file)
     }
 

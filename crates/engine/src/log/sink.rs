@@ -9,7 +9,7 @@ use super::error::Result;
 use crate::disk::{self, DiskFile, Op};
 
 /// More than this is written before its record is finished.
-const SPILL: usize = 256 << 10;
+const SPILL: usize = if cfg!(test) { 16 << 10 } else { 256 << 10 };
 /// What an idle log keeps.
 const KEEP: usize = 64 << 10;
 

@@ -3,6 +3,7 @@
 use std::io::Read;
 
 use super::*;
+use crate::disk::OpenMode;
 
 #[test]
 fn records_are_found_after_a_flush_and_after_a_start() {
@@ -312,4 +313,34 @@ fn damage_before_durable_records_is_no_torn_end() {
         log.repair().map(|repair| (repair.offset, repair.bytes)),
         Some((2 * 768, 768))
     );
+}
+
+#[test]
+fn inspection_changes_nothing() {
+    let disk = disk(1);
+    let log = open(&disk);
+    (2..12).for_each(|txid| assert_eq!(append(&log, txid, 1).unwrap().min, Txid(txid)));
+    disk.open("test", Path::new("/db/log/x.log.tmp"), OpenMode::Create)
+        .unwrap();
+    let last = file(0, 8);
+    disk.corrupt(&last, |bytes| bytes.truncate(bytes.len() - 10));
+    let (before, changes) = (disk.content(&last), disk.changes());
+    let seen = Log::inspect(disk.shared(), DIR.into()).unwrap();
+    assert_eq!(txids(&seen), (2..11).collect::<Vec<_>>());
+    assert_eq!(seen.repair().map(|repair| repair.bytes), Some(768 - 10));
+    assert!(matches!(seen.appender(), Err(LogError::Poisoned(_))));
+    assert!(matches!(seen.sync(), Err(LogError::Poisoned(_))));
+    assert!(matches!(seen.truncate_after(Txid(3)), Err(LogError::Poisoned(_))));
+    assert!(
+        seen.retain(
+            &RetainPolicy {
+                max_bytes: Some(0),
+                ..Default::default()
+            },
+            0
+        )
+        .is_err()
+    );
+    assert_eq!((disk.content(&last), disk.changes()), (before, changes));
+    assert_eq!(segments(&disk), 3);
 }
