@@ -5,6 +5,7 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,7 @@ pub struct Cluster {
     directory: ClusterDirectory,
     runtime: tokio::runtime::Runtime,
     keep: Keep,
+    since: Instant,
 }
 
 impl Cluster {
@@ -52,6 +54,7 @@ impl Cluster {
         options::check_fuse_device()?;
         binary::litefs_dev()?;
         let spec = options::spec(&options, &directory)?;
+        let since = Instant::now();
         std::fs::create_dir_all(directory.path()).map_err(Error::file("creating", directory.path()))?;
         let directory = ClusterDirectory::at(directory.path())?;
         directory.save_spec(&spec)?;
@@ -59,6 +62,7 @@ impl Cluster {
             directory,
             runtime: runtime()?,
             keep: options.keep,
+            since,
         };
         cluster.start_supervisor()?;
         Ok(cluster)
@@ -66,11 +70,15 @@ impl Cluster {
 
     /// The cluster of that name; without a name the only one there is. It is kept when the value is dropped.
     pub fn open(name: Option<&str>) -> Result<Self> {
-        let root = directory::root()?;
-        let all = ClusterDirectory::all(&root)?;
+        Self::open_in(&directory::root()?, name)
+    }
+
+    /// As [`Self::open`], below another root.
+    pub fn open_in(root: &Path, name: Option<&str>) -> Result<Self> {
+        let all = ClusterDirectory::all(root)?;
         let found = match (name, all.as_slice()) {
             (Some(name), _) => {
-                let directory = ClusterDirectory::of(&root, name)?;
+                let directory = ClusterDirectory::of(root, name)?;
                 Some(directory)
                     .filter(ClusterDirectory::exists)
                     .ok_or_else(|| no_such(name, &all))?
@@ -92,7 +100,13 @@ impl Cluster {
             directory,
             runtime: runtime()?,
             keep: Keep::Yes,
+            since: Instant::now(),
         })
+    }
+
+    /// When [`Self::up`] had found (or built) all it needs and began to start things.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     pub fn name(&self) -> String {

@@ -56,6 +56,23 @@ impl Default for ClusterOptions {
     }
 }
 
+impl From<&ClusterSpec> for ClusterOptions {
+    /// What a cluster was asked to be.
+    fn from(spec: &ClusterSpec) -> Self {
+        Self {
+            nodes: spec.nodes,
+            lease: spec.lease,
+            passthrough: spec.passthrough,
+            durability: spec.durability,
+            ttl: spec.ttl,
+            lock_delay: spec.lock_delay,
+            debug_log: spec.debug_log,
+            seed: spec.seed,
+            ..Self::default()
+        }
+    }
+}
+
 /// What a cluster is made of: the options, on top of what it was made of before.
 pub(crate) fn spec(options: &ClusterOptions, directory: &ClusterDirectory) -> Result<ClusterSpec> {
     let before = if directory.exists() {

@@ -186,8 +186,7 @@ fn the_command_line_leads_through_a_life() {
     assert_eq!(list[0]["running"], false);
     let down: Value = serde_json::from_str(&succeed(root, &["status", "--json"])).unwrap();
     assert_eq!(roles(&down), ["down", "down"]);
-    let after: Value =
-        serde_json::from_str(&succeed(root, &["up", "--name", "a", "--ttl", "1s", "--json"])).unwrap();
+    let after: Value = serde_json::from_str(&succeed(root, &["up", "--name", "a", "--json"])).unwrap();
     assert_eq!(
         after["nodes"][1]["api"], before["nodes"][1]["api"],
         "the URLs stay"

@@ -5,6 +5,7 @@
 //! main file. Only then it releases the data directory to the next daemon, and it keeps the locks until nobody has files of the dead mount
 //! open any more.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -18,7 +19,8 @@ use super::protocol::Fence;
 
 /// How long a transaction that is under way may take to finish before the data directory is released without it.
 const FENCE_PATIENCE: Duration = Duration::from_secs(10);
-const RETRY: Duration = Duration::from_millis(5);
+/// Short, because a busy writer leaves only small gaps between its transactions.
+const RETRY: Duration = Duration::from_micros(50);
 /// How often to look whether clients have gone.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -30,6 +32,7 @@ const RESERVED_BYTE: u64 = 0x4000_0001;
 /// A file of the mount, open.
 pub(super) struct Kept {
     pub(super) file: File,
+    pub(super) inode: u64,
     pub(super) fence: Fence,
     pub(super) path: PathBuf,
 }
@@ -43,14 +46,15 @@ pub(super) fn guard(kept: Vec<Kept>, mut lock: File) {
     if let Err(error) = write_holder(&mut lock, &note) {
         eprintln!("litefs companion: note in the lock file: {error}");
     }
-    let mut open = fence(kept.iter().collect(), FENCE_PATIENCE);
-    for file in &open {
+    let mut open = fence(by_inode(&kept), FENCE_PATIENCE);
+    for file in open.iter().filter_map(|descriptors| descriptors.first()) {
         eprintln!(
             "litefs companion: a client still writes {} on the dead mount; what it commits there is lost to replication",
             file.path.display()
         );
     }
     drop(lock);
+    let_go_of_output();
     let Some(device) = kept.iter().find_map(|kept| device_of_descriptor(&kept.file)) else {
         return;
     };
@@ -60,24 +64,47 @@ pub(super) fn guard(kept: Vec<Kept>, mut lock: File) {
     }
 }
 
+/// Whoever collects the dead daemon's output must not wait for the guardian's end.
+fn let_go_of_output() {
+    let Ok(nowhere) = File::options().write(true).open("/dev/null") else {
+        return;
+    };
+    for outcome in [
+        nix::unistd::dup2_stdout(&nowhere),
+        nix::unistd::dup2_stderr(&nowhere),
+    ] {
+        if let Err(error) = outcome {
+            eprintln!("litefs companion: let go of the output: {error}");
+        }
+    }
+}
+
+/// The descriptors of each inode. The daemon may have held the lock through any of them, and a lock through one keeps the others out.
+fn by_inode(kept: &[Kept]) -> Vec<Vec<&Kept>> {
+    let mut inodes: BTreeMap<u64, Vec<&Kept>> = BTreeMap::new();
+    for file in kept {
+        inodes.entry(file.inode).or_default().push(file);
+    }
+    inodes.into_values().collect()
+}
+
 /// Takes the locks; returns what could not be fenced in time.
-fn fence(mut open: Vec<&Kept>, patience: Duration) -> Vec<&Kept> {
+fn fence(mut open: Vec<Vec<&Kept>>, patience: Duration) -> Vec<Vec<&Kept>> {
     let deadline = Instant::now() + patience;
     loop {
-        open.retain(
-            |kept| match try_lock(kept.file.as_fd(), byte(kept.fence), 1, true) {
-                Ok(taken) => !taken,
-                Err(error) => {
-                    eprintln!("litefs companion: fence {}: {error}", kept.path.display());
-                    false
-                }
-            },
-        );
+        open.retain(|descriptors| !descriptors.iter().any(|kept| is_fenced(kept)));
         if open.is_empty() || Instant::now() >= deadline {
             return open;
         }
         thread::sleep(RETRY);
     }
+}
+
+fn is_fenced(kept: &Kept) -> bool {
+    try_lock(kept.file.as_fd(), byte(kept.fence), 1, true).unwrap_or_else(|error| {
+        eprintln!("litefs companion: fence {}: {error}", kept.path.display());
+        false
+    })
 }
 
 fn byte(fence: Fence) -> u64 {
@@ -89,16 +116,12 @@ fn byte(fence: Fence) -> u64 {
 
 /// Whether any other process we may look into has a file of this device open.
 fn is_used(device: Device) -> bool {
-    let own = std::process::id().to_string();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    // Not /proc/self either, which is a name for ourselves.
+    let is_other = |name: &str| name.parse().is_ok_and(|pid: u32| pid != std::process::id());
     processes
-        .map(|process| process.path())
-        .filter(|path| {
-            path.file_name()
-                .and_then(|name| name.to_str())
-                .is_some_and(|name| name != own)
-        })
-        .any(|process| uses(&process, device).unwrap_or(false))
+        .filter(|process| process.file_name().to_str().is_some_and(is_other))
+        .any(|process| uses(&process.path(), device).unwrap_or(false))
 }
 
 fn uses(process: &Path, device: Device) -> io::Result<bool> {
@@ -145,15 +168,18 @@ mod tests {
         let path = dir.path().join("db-shm");
         let file = File::create(&path).unwrap();
         let client = File::options().read(true).write(true).open(&path).unwrap();
-        let kept = [Kept {
+        let again = File::options().write(true).open(&path).unwrap();
+        let keep = |file| Kept {
             file,
+            inode: 1,
             fence: Fence::Shm,
-            path,
-        }];
+            path: path.clone(),
+        };
+        let kept = [keep(file), keep(again)];
         assert!(try_lock(client.as_fd(), WAL_WRITE_BYTE, 1, true).unwrap());
-        assert_eq!(fence(kept.iter().collect(), Duration::from_millis(20)).len(), 1);
+        assert_eq!(fence(by_inode(&kept), Duration::from_millis(20)).len(), 1);
         thread::scope(|scope| {
-            let fencing = scope.spawn(|| fence(kept.iter().collect(), Duration::from_secs(10)).len());
+            let fencing = scope.spawn(|| fence(by_inode(&kept), Duration::from_secs(10)).len());
             super::super::ofd::unlock(client.as_fd(), WAL_WRITE_BYTE, 1).unwrap();
             assert_eq!(fencing.join().unwrap(), 0);
         });

@@ -76,7 +76,15 @@ fn opener(socket: &OwnedFd, lock: File) -> io::Result<()> {
                         outcome: Outcome::Opened { inode },
                     };
                     protocol::send(socket, &reply, Some(file.as_fd()))?;
-                    kept.insert(request.id, Kept { file, fence, path });
+                    kept.insert(
+                        request.id,
+                        Kept {
+                            file,
+                            inode,
+                            fence,
+                            path,
+                        },
+                    );
                 }
                 Err(error) => {
                     let reply = Reply {

@@ -107,30 +107,38 @@ pub(crate) fn attach(path: &Path, allow_other: bool) -> Result<Attached, MountEr
 pub fn detach_stale(path: &Path) -> Result<bool, MountError> {
     let mut found = false;
     // Several dead daemons can have left a stack of mounts.
-    while let Err(error) = fs::metadata(path) {
-        if error.raw_os_error() != Some(libc::ENOTCONN) {
-            break;
+    while let Some(mount) = top_mount(path) {
+        let ours = mount.fsname == FSNAME && mount.fstype.starts_with("fuse");
+        match (ours, is_dead(path)) {
+            (true, true) => {
+                detach_top(path).map_err(|source| io_error("detach the stale mount on", path, source))?;
+                found = true;
+            }
+            (true, false) => {
+                return Err(MountError::AlreadyMounted {
+                    path: path.to_owned(),
+                });
+            }
+            (false, true) => {
+                let Mounted { fstype, fsname, .. } = mount;
+                return Err(MountError::BrokenStranger {
+                    path: path.to_owned(),
+                    fstype,
+                    fsname,
+                });
+            }
+            (false, false) => break,
         }
-        let Some(mount) = top_mount(path) else { break };
-        if mount.fsname != FSNAME || !mount.fstype.starts_with("fuse") {
-            let Mounted { fstype, fsname, .. } = mount;
-            return Err(MountError::BrokenStranger {
-                path: path.to_owned(),
-                fstype,
-                fsname,
-            });
-        }
-        detach_top(path).map_err(|source| io_error("detach the stale mount on", path, source))?;
-        found = true;
     }
-    match top_mount(path) {
-        Some(mount) if mount.fsname == FSNAME && mount.fstype.starts_with("fuse") => {
-            Err(MountError::AlreadyMounted {
-                path: path.to_owned(),
-            })
-        }
-        Some(_) | None => Ok(found),
-    }
+    Ok(found)
+}
+
+/// Whether nobody serves what is mounted there. Attributes may still be cached; the state of the file system never is.
+fn is_dead(path: &Path) -> bool {
+    matches!(
+        nix::sys::statfs::statfs(path),
+        Err(Errno::ENOTCONN | Errno::ECONNABORTED)
+    )
 }
 
 impl Detach {

@@ -13,7 +13,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{CheckpointMode, Coherence, DbName, Kernel, Role, Side, Store, StoreOptions};
+use engine::{CheckpointMode, DbName, Kernel, Role, Side, Store, StoreOptions};
 use litefs::companion::{Companion, CompanionOptions, DataLock};
 use litefs::fuse::{Lag, Mount, MountOptions, Passthrough, Presence};
 use tempfile::TempDir;
@@ -276,11 +276,4 @@ fn hold_write_lock(kernel: &dyn Kernel, name: &str, milliseconds: &str) -> Strin
         });
     }
     taken.to_string()
-}
-
-pub fn coherence(mode: Mode) -> Coherence {
-    match mode {
-        Mode::K => Coherence::Passthrough,
-        Mode::D => Coherence::Intercepted,
-    }
 }

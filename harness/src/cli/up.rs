@@ -1,7 +1,7 @@
 //! `up`: makes a cluster, or brings a stopped one back.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use litefs_dev::binary::Wanted;
@@ -11,9 +11,8 @@ use litefs_dev::{Cluster, ClusterOptions, Durability, Keep, LeaseKind, Passthrou
 use super::{look, print_json};
 
 const NAME: &str = "dev";
-const NODES: usize = 3;
 
-/// Start a cluster of N nodes, or bring a stopped one back with its data
+/// Start a cluster of N nodes, or bring a stopped one back with its data and as it was, but for the options given
 #[derive(clap::Args)]
 pub(super) struct Up {
     /// How many nodes [default: as before, or 3]
@@ -25,18 +24,21 @@ pub(super) struct Up {
     /// Run a real `consul agent -dev` instead of the embedded lease server
     #[arg(long)]
     consul: bool,
-    /// Whether the kernel serves -wal and -shm without asking the daemon
-    #[arg(long, value_enum, default_value = "auto")]
-    passthrough: Passthrough,
-    /// What COMMIT waits for
-    #[arg(long, value_enum, default_value = "follow")]
-    durability: Durability,
-    /// How long a lease lives without being renewed
-    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
-    ttl: Duration,
-    /// How long nobody gets the lease after its holder was lost
-    #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
-    lock_delay: Duration,
+    /// Back to the embedded lease server
+    #[arg(long, conflicts_with = "consul")]
+    no_consul: bool,
+    /// Whether the kernel serves -wal and -shm without asking the daemon [default: auto]
+    #[arg(long, value_enum)]
+    passthrough: Option<Passthrough>,
+    /// What COMMIT waits for [default: follow]
+    #[arg(long, value_enum)]
+    durability: Option<Durability>,
+    /// How long a lease lives without being renewed [default: 10s]
+    #[arg(long, value_parser = humantime::parse_duration)]
+    ttl: Option<Duration>,
+    /// How long nobody gets the lease after its holder was lost [default: 1s]
+    #[arg(long, value_parser = humantime::parse_duration)]
+    lock_delay: Option<Duration>,
     /// The litefs binary [default: built from the workspace, else beside this program, else in the PATH]
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
@@ -46,9 +48,9 @@ pub(super) struct Up {
     /// Let the daemons log details
     #[arg(long)]
     debug: bool,
-    /// Where the chance of the wires comes from
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// Where the chance of the wires comes from [default: 1]
+    #[arg(long)]
+    seed: Option<u64>,
     /// How long to wait until the cluster is of use
     #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
     timeout: Duration,
@@ -59,47 +61,51 @@ pub(super) struct Up {
 
 impl Up {
     pub(super) fn run(self) -> Result<()> {
-        let directory = ClusterDirectory::of(&directory::root()?, &self.name)?;
-        let before = if directory.exists() {
-            directory.spec()?.nodes
-        } else {
-            NODES
-        };
-        let litefs = Wanted {
-            binary: self.binary,
-            release: self.release,
-        };
-        let cluster = Cluster::up(ClusterOptions {
-            name: self.name,
-            nodes: self.nodes.unwrap_or(before),
-            keep: Keep::Yes,
-            litefs,
-            lease: if self.consul {
-                LeaseKind::Consul
-            } else {
-                LeaseKind::Embedded
-            },
-            passthrough: self.passthrough,
-            durability: self.durability,
-            ttl: self.ttl,
-            lock_delay: self.lock_delay,
-            debug_log: self.debug,
-            seed: self.seed,
-            root: None,
-        })?;
-        let start = Instant::now();
-        let ready = cluster.wait_until_ready(self.timeout);
+        let json = self.json;
+        let timeout = self.timeout;
+        let cluster = Cluster::up(self.options()?)?;
+        let ready = cluster.wait_until_ready(timeout);
         let status = cluster.status()?;
-        if self.json {
+        if json {
             print_json(&status)?;
         } else {
             look::print_status(&status);
             look::print_invitation(&status);
         }
         ready?;
-        if !self.json {
-            println!("\nReady after {:.1} s.", start.elapsed().as_secs_f64());
+        if !json {
+            println!("\nReady after {:.1} s.", cluster.since().elapsed().as_secs_f64());
         }
         Ok(())
+    }
+
+    fn options(self) -> Result<ClusterOptions> {
+        let directory = ClusterDirectory::of(&directory::root()?, &self.name)?;
+        let before = match directory.exists() {
+            true => ClusterOptions::from(&directory.spec()?),
+            false => ClusterOptions::default(),
+        };
+        let lease = match (self.consul, self.no_consul) {
+            (true, _) => LeaseKind::Consul,
+            (_, true) => LeaseKind::Embedded,
+            (false, false) => before.lease,
+        };
+        Ok(ClusterOptions {
+            name: self.name,
+            nodes: self.nodes.unwrap_or(before.nodes),
+            keep: Keep::Yes,
+            litefs: Wanted {
+                binary: self.binary,
+                release: self.release,
+            },
+            lease,
+            passthrough: self.passthrough.unwrap_or(before.passthrough),
+            durability: self.durability.unwrap_or(before.durability),
+            ttl: self.ttl.unwrap_or(before.ttl),
+            lock_delay: self.lock_delay.unwrap_or(before.lock_delay),
+            debug_log: self.debug || before.debug_log,
+            seed: self.seed.unwrap_or(before.seed),
+            root: None,
+        })
     }
 }

@@ -1,0 +1,424 @@
+//! The daemon behind the mount: roles, its own locks, the companion processes, a sudden death. Needs root and /dev/fuse.
+
+mod mount_support;
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use mount_support::{MODES, Mode, Rig};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rusqlite::{Connection, ErrorCode};
+
+const WRITER: &str = "LITEFS_TEST_WRITER";
+
+#[test]
+fn daemon_process() {
+    mount_support::serve_if_daemon();
+}
+
+/// A client in a process of its own: so many inserts, one transaction each.
+#[test]
+fn writer_process() {
+    let Ok(task) = std::env::var(WRITER) else { return };
+    let (count, path) = task.split_once(' ').unwrap();
+    let db = Connection::open(path).unwrap();
+    db.busy_timeout(Duration::from_secs(60)).unwrap();
+    for _ in 0..count.parse().unwrap() {
+        db.execute("INSERT INTO t(b) VALUES (zeroblob(100))", []).unwrap();
+    }
+}
+
+fn writer(rig: &Rig, name: &str, count: u32) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "writer_process", "--test-threads=1", "--quiet"])
+        .env(WRITER, format!("{count} {}", rig.path(name).display()))
+        .spawn()
+        .unwrap()
+}
+
+fn open(rig: &Rig, name: &str, journal: &str) -> Connection {
+    let db = Connection::open(rig.path(name)).unwrap();
+    db.busy_timeout(Duration::from_secs(10)).unwrap();
+    let mode: String = db
+        .query_row(&format!("PRAGMA journal_mode={journal}"), [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(mode, journal);
+    db.execute_batch("PRAGMA synchronous=normal; CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b)")
+        .unwrap();
+    db
+}
+
+fn insert(db: &Connection) -> Result<(), ErrorCode> {
+    db.execute("INSERT INTO t(b) VALUES ('x')", [])
+        .map(drop)
+        .map_err(|error| error.sqlite_error_code().unwrap())
+}
+
+fn count(db: &Connection) -> i64 {
+    db.query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+        .unwrap()
+}
+
+fn check(db: &Connection) {
+    let verdict: String = db
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(verdict, "ok");
+}
+
+fn txid(rig: &Rig, name: &str) -> u64 {
+    let position = fs::read_to_string(rig.path(&format!("{name}-pos"))).unwrap();
+    u64::from_str_radix(&position[..16], 16).unwrap()
+}
+
+/// Awaits a condition that comes about without our doing.
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn several_processes_write_and_every_commit_is_a_transaction() {
+    for mode in MODES {
+        let rig = Rig::start(mode);
+        for journal in ["wal", "delete", "truncate", "persist"] {
+            let name = format!("{journal}.db");
+            let db = open(&rig, &name, journal);
+            let before = txid(&rig, &name);
+            let writers: Vec<Child> = (0..3).map(|_| writer(&rig, &name, 40)).collect();
+            for mut writer in writers {
+                assert!(writer.wait().unwrap().success());
+            }
+            assert_eq!(count(&db), 120, "{journal} {mode:?}");
+            assert_eq!(txid(&rig, &name) - before, 120, "{journal} {mode:?}");
+            check(&db);
+        }
+        rig.stop();
+    }
+}
+
+#[test]
+fn exclusive_locking_needs_no_wal_index() {
+    for mode in MODES {
+        let rig = Rig::start(mode);
+        let db = Connection::open(rig.path("e.db")).unwrap();
+        db.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=wal; CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+            .unwrap();
+        let before = txid(&rig, "e.db");
+        for _ in 0..50 {
+            insert(&db).unwrap();
+        }
+        assert!(!rig.path("e.db-shm").exists());
+        assert_eq!(txid(&rig, "e.db") - before, 50, "{mode:?}");
+        check(&db);
+        drop(db);
+        rig.stop();
+    }
+}
+
+#[test]
+fn a_copied_database_becomes_one_when_it_is_closed() {
+    for mode in MODES {
+        let mut rig = Rig::start(mode);
+        let outside = tempfile::tempdir().unwrap();
+        let path = outside.path().join("source.db");
+        let source = Connection::open(&path).unwrap();
+        source
+            .execute_batch(
+                "CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t(b) VALUES (zeroblob(300000))",
+            )
+            .unwrap();
+        drop(source);
+        fs::copy(&path, rig.path("copy.db")).unwrap();
+        fs::write(rig.path("text.db"), b"SQLite format 3 is what this is not").unwrap();
+        fs::copy(&path, rig.path("temporary-name-journal")).unwrap();
+        fs::rename(rig.path("temporary-name-journal"), rig.path("renamed.db")).unwrap();
+        fs::create_dir(rig.path("dir")).unwrap();
+        fs::copy(&path, rig.path("dir/below.db")).unwrap();
+        assert_eq!(rig.ask("databases"), "copy.db,dir/below.db,renamed.db");
+        assert_eq!(fs::read(&path).unwrap(), fs::read(rig.path("copy.db")).unwrap());
+        eventually("the copy is captured", || txid(&rig, "copy.db") == 1);
+        // Copied over while it is a database: visible at once, and a transaction.
+        fs::copy(&path, rig.path("copy.db")).unwrap();
+        let db = Connection::open(rig.path("copy.db")).unwrap();
+        check(&db);
+        assert_eq!(count(&db), 1);
+        fs::rename(rig.path("dir"), rig.path("moved")).unwrap();
+        eventually("a renamed directory takes its database along", || {
+            rig.path("moved/below.db-pos").exists() && txid(&rig, "moved/below.db") == 1
+        });
+        rig.stop();
+    }
+}
+
+#[test]
+fn a_replica_refuses_writes_and_a_promoted_one_takes_them() {
+    for mode in MODES {
+        let mut rig = Rig::start(mode);
+        let wal = open(&rig, "w.db", "wal");
+        let rollback = open(&rig, "r.db", "delete");
+        for db in [&wal, &rollback] {
+            db.busy_timeout(Duration::from_millis(50)).unwrap();
+            insert(db).unwrap();
+        }
+        assert_eq!(rig.ask("role replica"), "ok");
+        for (name, old) in [("w.db", &wal), ("r.db", &rollback)] {
+            assert_eq!(count(old), 1, "{name} {mode:?}");
+            let refusal = insert(old).unwrap_err();
+            let fenced = matches!(
+                refusal,
+                ErrorCode::DatabaseBusy | ErrorCode::ReadOnly | ErrorCode::SystemIoFailure
+            );
+            assert!(fenced, "{name} {mode:?}: {refusal:?}");
+            let new = Connection::open(rig.path(name)).unwrap();
+            assert_eq!(count(&new), 1, "{name} {mode:?}");
+            assert!(insert(&new).is_err(), "{name} {mode:?}");
+            assert_eq!(count(&new), 1, "{name} {mode:?}");
+        }
+        let fresh = Connection::open(rig.path("new.db")).unwrap();
+        assert!(fresh.execute_batch("CREATE TABLE t(x)").is_err(), "{mode:?}");
+        fs::write(rig.path("note"), b"ordinary files are local").unwrap();
+        assert_eq!(rig.ask("role primary"), "ok");
+        for (name, old) in [("w.db", &wal), ("r.db", &rollback)] {
+            old.busy_timeout(Duration::from_secs(5)).unwrap();
+            insert(old).unwrap_or_else(|error| panic!("{name} {mode:?}: {error:?}"));
+            let new = Connection::open(rig.path(name)).unwrap();
+            new.busy_timeout(Duration::from_secs(5)).unwrap();
+            insert(&new).unwrap();
+            assert_eq!(count(old), 3, "{name} {mode:?}");
+            check(&new);
+        }
+        drop((wal, rollback));
+        rig.stop();
+    }
+}
+
+#[test]
+fn the_daemon_locks_like_any_client() {
+    for mode in MODES {
+        let mut rig = Rig::start(mode);
+        let db = open(&rig, "a.db", "wal");
+        insert(&db).unwrap();
+        db.busy_timeout(Duration::ZERO).unwrap();
+        assert_eq!(rig.ask("lock a.db 300"), "true");
+        assert_eq!(insert(&db), Err(ErrorCode::DatabaseBusy), "{mode:?}");
+        assert_eq!(count(&db), 1, "readers go on");
+        db.busy_timeout(Duration::from_secs(10)).unwrap();
+        insert(&db).unwrap();
+        db.execute_batch("BEGIN IMMEDIATE").unwrap();
+        assert_eq!(
+            rig.ask("lock a.db 1"),
+            "false",
+            "{mode:?}: a client's lock holds against the daemon"
+        );
+        db.execute_batch("COMMIT").unwrap();
+        drop(db);
+        rig.stop();
+    }
+}
+
+#[test]
+fn the_worker_checkpoints_and_rolls_back() {
+    for mode in MODES {
+        let mut rig = Rig::start(mode);
+        let db = open(&rig, "a.db", "wal");
+        for _ in 0..10 {
+            insert(&db).unwrap();
+        }
+        let result = rig.ask("checkpoint a.db");
+        assert!(result.contains("busy: false"), "{result}");
+        assert_eq!(fs::metadata(rig.path("a.db-wal")).unwrap().len(), 0);
+        insert(&db).unwrap();
+        check(&db);
+
+        // A hot journal, as a crashed client leaves it.
+        let db = open(&rig, "h.db", "delete");
+        insert(&db).unwrap();
+        db.execute_batch("PRAGMA cache_size=1; BEGIN").unwrap();
+        for _ in 0..200 {
+            db.execute("INSERT INTO t(b) VALUES (zeroblob(3000))", [])
+                .unwrap();
+        }
+        fs::copy(rig.path("h.db-journal"), rig.path("c.db-journal")).unwrap();
+        fs::copy(rig.path("h.db"), rig.path("c.db")).unwrap();
+        db.execute_batch("ROLLBACK").unwrap();
+        assert_eq!(rig.ask("recover c.db"), "ok");
+        assert!(!rig.path("c.db-journal").exists());
+        let copy = Connection::open(rig.path("c.db")).unwrap();
+        assert_eq!(count(&copy), 1);
+        check(&copy);
+        drop((db, copy));
+        rig.stop();
+    }
+}
+
+#[test]
+fn after_a_sudden_death_nothing_acknowledged_is_lost() {
+    for mode in MODES {
+        let mut rig = Rig::start(mode);
+        let db = open(&rig, "a.db", "wal");
+        db.busy_timeout(Duration::ZERO).unwrap();
+        let mut acknowledged = 0;
+        for _ in 0..10 {
+            insert(&db).unwrap();
+            acknowledged += 1;
+        }
+        // The engine asks for locks on its own when it has reason to; here it has none yet.
+        assert_eq!(rig.ask("lock a.db 1"), "true");
+        eventually("the daemon lets go", || insert(&db).is_ok());
+        acknowledged += 1;
+        rig.kill();
+        // Commits may go on until the guardian has fenced the dead mount, and no longer.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let refusal = loop {
+            match insert(&db) {
+                Ok(()) => acknowledged += 1,
+                Err(refusal) => break refusal,
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{mode:?}: the dead mount still takes commits"
+            );
+        };
+        // A commit may fail after its frames were complete, when the checkpoint behind it finds no daemon.
+        let unknown = i64::from(refusal != ErrorCode::DatabaseBusy);
+        rig.restart();
+        let fresh = Connection::open(rig.path("a.db")).unwrap();
+        let found = count(&fresh);
+        assert!(
+            (acknowledged..=acknowledged + unknown).contains(&found),
+            "{mode:?}: {found} of {acknowledged}, {refusal:?}"
+        );
+        check(&fresh);
+        fresh.busy_timeout(Duration::from_secs(5)).unwrap();
+        insert(&fresh).unwrap();
+        assert!(insert(&db).is_err(), "{mode:?}: the old connection is cut off");
+        assert_eq!(count(&fresh), found + 1);
+        eventually("every commit is a transaction", || {
+            txid(&rig, "a.db") > found as u64
+        });
+        drop((db, fresh));
+        rig.stop();
+    }
+}
+
+#[test]
+fn the_guardian_leaves_when_the_last_client_has_gone() {
+    let mut rig = Rig::start(Mode::K);
+    let db = open(&rig, "a.db", "wal");
+    insert(&db).unwrap();
+    rig.ask("lock a.db 1");
+    let guardian = children(rig.pid())
+        .into_iter()
+        .find(|pid| command_line(*pid).contains("opener"))
+        .unwrap();
+    rig.kill();
+    rig.restart();
+    assert!(
+        command_line(guardian).contains("opener"),
+        "it stays while a client has files open"
+    );
+    drop(db);
+    eventually("the guardian ends", || !command_line(guardian).contains("opener"));
+    rig.stop();
+}
+
+fn children(parent: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+    let mut pids: Vec<u32> = text.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+    // Started by a thread of the test framework.
+    for task in fs::read_dir(format!("/proc/{parent}/task")).unwrap() {
+        let text = fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
+        pids.extend(text.split_whitespace().map(|pid| pid.parse::<u32>().unwrap()));
+    }
+    pids
+}
+
+fn command_line(pid: u32) -> String {
+    fs::read(format!("/proc/{pid}/cmdline"))
+        .map(|text| String::from_utf8_lossy(&text).into_owned())
+        .unwrap_or_default()
+}
+
+#[test]
+fn a_mount_over_ours_survives_our_end() {
+    let mut rig = Rig::start(Mode::D);
+    let point = rig.mount();
+    mount(
+        Some("stranger"),
+        &point,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .unwrap();
+    fs::write(point.join("theirs"), b"x").unwrap();
+    rig.ask("stop");
+    assert_eq!(fs::read(point.join("theirs")).unwrap(), b"x");
+    umount2(&point, MntFlags::MNT_DETACH).unwrap();
+}
+
+#[test]
+fn opening_and_closing_from_all_sides_never_fails() {
+    for mode in MODES {
+        let rig = Rig::start(mode);
+        let path = rig.path("busy.db-wal");
+        File::create(&path).unwrap().write_all_at(b"content", 0).unwrap();
+        let inode = fs::metadata(&path).unwrap().ino();
+        std::thread::scope(|scope| {
+            for write in [true, false, true, false] {
+                let path = &path;
+                scope.spawn(move || {
+                    for _ in 0..500 {
+                        let file = OpenOptions::new().read(true).write(write).open(path).unwrap();
+                        let mut buffer = [0; 7];
+                        file.read_exact_at(&mut buffer, 0).unwrap();
+                        assert_eq!(&buffer, b"content");
+                        if write {
+                            file.write_all_at(b"content", 0).unwrap();
+                        }
+                        assert_eq!(file.metadata().unwrap().ino(), inode);
+                    }
+                });
+            }
+        });
+        rig.stop();
+    }
+}
+
+#[test]
+fn without_privileges_the_mount_falls_back_to_interception() {
+    let dir = tempfile::TempDir::with_prefix("edge-userns-").unwrap();
+    let output = Command::new("unshare")
+        .args(["-Urm"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "daemon_process", "--nocapture", "--test-threads=1"])
+        .env("LITEFS_TEST_DAEMON", "auto")
+        .current_dir(dir.path())
+        .stdin(std::process::Stdio::piped())
+        .output_with(b"coherence\nstop\n");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        text.contains("> Intercepted") && text.contains("> stopped"),
+        "{text}"
+    );
+}
+
+trait OutputWith {
+    fn output_with(&mut self, input: &[u8]) -> std::process::Output;
+}
+
+impl OutputWith for Command {
+    fn output_with(&mut self, input: &[u8]) -> std::process::Output {
+        use std::io::Write;
+        use std::process::Stdio;
+        let mut child = self.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        child.wait_with_output().unwrap()
+    }
+}

@@ -1,0 +1,298 @@
+//! Real daemons, mounts and faults: what is written on the primary is read everywhere, whatever happens on the way.
+//!
+//! Each test ends with [`sound`]: all nodes at the same positions with the same bytes, and SQLite finds no fault in them.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use litefs_dev::wire::LinkPolicy;
+use litefs_dev::{Cluster, ClusterOptions, Condition, Durability, Node, NodeRole, Passthrough, Station};
+use serde_json::Value;
+use support::{PATIENCE, daemons, eventually};
+
+const TTL: Duration = Duration::from_secs(3);
+const DB: &str = "app.db";
+
+fn cluster(nodes: usize) -> Option<Cluster> {
+    daemons(ClusterOptions {
+        nodes,
+        ttl: TTL,
+        ..ClusterOptions::default()
+    })
+}
+
+/// Makes a table on the primary, in the given journal mode.
+fn create(cluster: &Cluster, journal_mode: &str) {
+    let primary = cluster.primary().unwrap();
+    primary
+        .sql(
+            DB,
+            &format!("PRAGMA journal_mode = {journal_mode}; CREATE TABLE t (a INTEGER PRIMARY KEY, b)"),
+        )
+        .unwrap();
+}
+
+/// Inserts `count` rows, each as a transaction of its own.
+fn insert(node: Node<'_>, count: usize) {
+    let sql = "INSERT INTO t (b) VALUES (hex(randomblob(200)));".repeat(count);
+    node.sql(DB, &sql).unwrap();
+}
+
+fn rows(node: Node<'_>) -> i64 {
+    let counted = node.sql(DB, "SELECT count(*) FROM t").unwrap();
+    counted.single().and_then(Value::as_i64).unwrap()
+}
+
+/// Waits until all live nodes are where the primary is and checks that each reads `expected` rows.
+fn all_read(cluster: &Cluster, expected: i64) {
+    cluster
+        .wait(&Condition::CaughtUp { node: None }, PATIENCE)
+        .unwrap();
+    for (node, _) in cluster.status().unwrap().live() {
+        assert_eq!(rows(cluster.at(node.name)), expected, "{}", node.name);
+    }
+}
+
+fn sound(cluster: &Cluster) {
+    let result = cluster.verify(PATIENCE).unwrap();
+    assert!(result.is_clean(), "{:#?}", result.problems);
+    assert!(!result.databases.is_empty(), "nothing was compared");
+}
+
+/// Waits until a node other than `old` is primary; returns it and how long that took.
+fn successor(cluster: &Cluster, old: Station) -> (Station, Duration) {
+    let start = Instant::now();
+    let mut found = None;
+    eventually("another node is primary", || {
+        found = cluster
+            .status()
+            .unwrap()
+            .primaries()
+            .map(|node| node.name)
+            .find(|node| *node != old);
+        found.is_some()
+    });
+    (found.unwrap(), start.elapsed())
+}
+
+#[test]
+fn what_is_written_on_the_primary_is_read_on_every_node() {
+    for journal_mode in ["wal", "delete", "truncate", "persist"] {
+        let Some(cluster) = cluster(3) else { return };
+        create(&cluster, journal_mode);
+        insert(cluster.primary().unwrap(), 50);
+        all_read(&cluster, 50);
+        sound(&cluster);
+    }
+}
+
+#[test]
+fn it_works_the_same_without_passthrough_and_with_durable_commits() {
+    let options = ClusterOptions {
+        nodes: 2,
+        ttl: TTL,
+        passthrough: Passthrough::Off,
+        durability: Durability::Commit,
+        ..ClusterOptions::default()
+    };
+    let Some(cluster) = daemons(options) else { return };
+    for (journal_mode, expected) in [("wal", 20), ("delete", 40)] {
+        if expected == 20 {
+            create(&cluster, journal_mode);
+        } else {
+            cluster
+                .primary()
+                .unwrap()
+                .sql(DB, &format!("PRAGMA journal_mode = {journal_mode}"))
+                .unwrap();
+        }
+        insert(cluster.primary().unwrap(), 20);
+        all_read(&cluster, expected);
+    }
+    sound(&cluster);
+}
+
+#[test]
+fn a_replica_refuses_to_write_and_the_next_primary_does_not() {
+    let Some(cluster) = cluster(2) else { return };
+    create(&cluster, "wal");
+    all_read(&cluster, 0);
+    let replica = cluster.replicas().unwrap()[0];
+    let error = replica
+        .sql_within(DB, "INSERT INTO t (b) VALUES (1)", Duration::from_secs(1))
+        .unwrap_err();
+    println!("a write on a replica: {error}");
+    assert_eq!(rows(replica), 0);
+    cluster.primary().unwrap().stop().unwrap();
+    cluster
+        .wait(
+            &Condition::Role {
+                node: Some(replica.station()),
+                role: NodeRole::Primary,
+            },
+            PATIENCE,
+        )
+        .unwrap();
+    insert(replica, 5);
+    assert_eq!(rows(replica), 5);
+    sound(&cluster);
+}
+
+#[test]
+fn a_killed_primary_is_replaced_within_its_lease_and_returns_with_the_same_bytes() {
+    let Some(cluster) = cluster(3) else { return };
+    create(&cluster, "wal");
+    insert(cluster.primary().unwrap(), 20);
+    all_read(&cluster, 20);
+    let old = cluster.primary().unwrap().station();
+    cluster.at(old).kill().unwrap();
+    let (new, waited) = successor(&cluster, old);
+    println!("elected {waited:?} after the kill");
+    assert!(waited < TTL + Duration::from_secs(2), "{waited:?}");
+    insert(cluster.at(new), 20);
+    all_read(&cluster, 40);
+    cluster.at(old).start().unwrap();
+    cluster
+        .wait(
+            &Condition::Role {
+                node: Some(old),
+                role: NodeRole::Replica,
+            },
+            PATIENCE,
+        )
+        .unwrap();
+    all_read(&cluster, 40);
+    sound(&cluster);
+}
+
+#[test]
+fn a_stopped_primary_hands_over_at_once_and_loses_nothing() {
+    let Some(cluster) = cluster(3) else { return };
+    create(&cluster, "wal");
+    let mut expected = 0;
+    for _ in 0..3 {
+        let old = cluster.primary().unwrap().station();
+        insert(cluster.at(old), 20);
+        expected += 20;
+        cluster.at(old).stop().unwrap();
+        let (new, waited) = successor(&cluster, old);
+        println!("{new} elected {waited:?} after {old} stopped");
+        assert!(waited < Duration::from_secs(1), "{waited:?}");
+        assert_eq!(rows(cluster.at(new)), expected);
+        cluster.at(old).start().unwrap();
+        cluster.wait(&Condition::Settled, PATIENCE).unwrap();
+    }
+    all_read(&cluster, expected);
+    sound(&cluster);
+}
+
+#[test]
+fn a_replica_that_was_cut_off_catches_up() {
+    let Some(cluster) = cluster(3) else { return };
+    create(&cluster, "wal");
+    all_read(&cluster, 0);
+    let (primary, replica) = (cluster.primary().unwrap(), cluster.replicas().unwrap()[0]);
+    cluster.partition(&[vec![replica.station()]], false).unwrap();
+    insert(primary, 30);
+    assert_eq!(rows(replica), 0, "nothing passes a partition");
+    cluster.heal(true).unwrap();
+    all_read(&cluster, 30);
+    sound(&cluster);
+}
+
+#[test]
+fn a_primary_that_was_cut_off_follows_its_successor_afterwards() {
+    let Some(cluster) = cluster(3) else { return };
+    create(&cluster, "wal");
+    insert(cluster.primary().unwrap(), 10);
+    all_read(&cluster, 10);
+    let old = cluster.primary().unwrap().station();
+    cluster.partition(&[vec![old]], false).unwrap();
+    // Acknowledged by nobody but this node.
+    insert(cluster.at(old), 5);
+    let (new, waited) = successor(&cluster, old);
+    println!("{new} elected {waited:?} after the partition");
+    eventually("the old primary knows that it is none", || {
+        cluster.status().unwrap().node(old).unwrap().role != NodeRole::Primary
+    });
+    insert(cluster.at(new), 20);
+    cluster.heal(true).unwrap();
+    cluster.wait(&Condition::Settled, PATIENCE).unwrap();
+    all_read(&cluster, 30);
+    sound(&cluster);
+}
+
+#[test]
+fn a_primary_that_slept_through_its_lease_wakes_up_as_a_replica() {
+    let Some(cluster) = cluster(3) else { return };
+    create(&cluster, "wal");
+    insert(cluster.primary().unwrap(), 10);
+    all_read(&cluster, 10);
+    let old = cluster.primary().unwrap().station();
+    cluster.at(old).pause().unwrap();
+    let (new, _) = successor(&cluster, old);
+    insert(cluster.at(new), 10);
+    cluster.at(old).resume().unwrap();
+    cluster
+        .wait(
+            &Condition::Role {
+                node: Some(old),
+                role: NodeRole::Replica,
+            },
+            PATIENCE,
+        )
+        .unwrap();
+    all_read(&cluster, 20);
+    sound(&cluster);
+}
+
+#[test]
+fn a_slow_lossy_network_delays_replication_and_breaks_nothing() {
+    let Some(cluster) = cluster(3) else { return };
+    let policy = LinkPolicy {
+        delay: Duration::from_millis(20),
+        jitter: Duration::from_millis(10),
+        loss: "2%".parse().unwrap(),
+        duplicate: "2%".parse().unwrap(),
+        reorder: "5%".parse().unwrap(),
+        rate: "20mbit".parse().ok(),
+    };
+    let nodes: Vec<_> = Station::all(3).filter(|station| station.is_node()).collect();
+    let pairs = nodes.iter().flat_map(|&from| {
+        nodes
+            .iter()
+            .map(move |&to| litefs_dev::wire::Direction { from, to })
+    });
+    cluster
+        .link(pairs.filter(|pair| pair.from != pair.to).collect(), policy)
+        .unwrap();
+    create(&cluster, "wal");
+    for _ in 0..10 {
+        insert(cluster.primary().unwrap(), 20);
+    }
+    all_read(&cluster, 200);
+    sound(&cluster);
+}
+
+#[test]
+fn a_new_node_and_a_returning_cluster_have_all_data() {
+    let Some(cluster) = cluster(2) else { return };
+    create(&cluster, "delete");
+    insert(cluster.primary().unwrap(), 20);
+    all_read(&cluster, 20);
+    cluster.down().unwrap();
+    let name = cluster.name();
+    let Some(cluster) = daemons(ClusterOptions {
+        name,
+        nodes: 3,
+        ttl: TTL,
+        ..ClusterOptions::default()
+    }) else {
+        return;
+    };
+    all_read(&cluster, 20);
+    insert(cluster.primary().unwrap(), 20);
+    all_read(&cluster, 40);
+    sound(&cluster);
+}
