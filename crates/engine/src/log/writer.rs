@@ -58,7 +58,7 @@ impl State {
     ) -> Result<()> {
         self.target = match segment {
             Some(segment) => Some(Target {
-                file: segment.file()?,
+                file: segment.writable_file()?,
                 segment,
             }),
             None => None,

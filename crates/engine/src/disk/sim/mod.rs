@@ -118,6 +118,7 @@ impl Disk for SimDisk {
             state: self.state.clone(),
             inode,
             boot,
+            writable: mode != OpenMode::Read,
             path: path.to_owned(),
         }))
     }
@@ -178,6 +179,7 @@ struct SimFile {
     inode: u64,
     /// The boot in which it was opened: a handle does not live through a crash.
     boot: u64,
+    writable: bool,
     path: PathBuf,
 }
 
@@ -194,17 +196,29 @@ impl SimFile {
     }
 }
 
+impl SimFile {
+    /// A call that needs a file open for writing.
+    fn change<T>(&self, op: Op, call: impl FnOnce(&mut State) -> io::Result<T>) -> Result<T> {
+        let refuse = |_: &mut State| Err(io::Error::from_raw_os_error(libc::EBADF));
+        if self.writable {
+            self.call(op, call)
+        } else {
+            self.call(op, refuse)
+        }
+    }
+}
+
 impl DiskFile for SimFile {
     fn read_at(&self, op: Op, buf: &mut [u8], offset: u64) -> Result<usize> {
         self.call(op, |state| state.read_at(op, self.inode, buf, offset))
     }
 
     fn write_all_at(&self, op: Op, data: &[u8], offset: u64) -> Result<()> {
-        self.call(op, |state| state.write_at(op, self.inode, data, offset))
+        self.change(op, |state| state.write_at(op, self.inode, data, offset))
     }
 
     fn set_len(&self, op: Op, len: u64) -> Result<()> {
-        self.call(op, |state| state.set_len(op, self.inode, len))
+        self.change(op, |state| state.set_len(op, self.inode, len))
     }
 
     fn len(&self, op: Op) -> Result<u64> {
