@@ -15,6 +15,7 @@
 //! before is durable, so that a start looks at the last one only.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use ltx::Txid;
@@ -75,6 +76,8 @@ pub struct Log {
     syncing: Mutex<()>,
     shared: RwLock<Shared>,
     poison: OnceLock<Arc<str>>,
+    /// The next record begins a segment.
+    rotate: AtomicBool,
     repair: Option<Repair>,
 }
 
@@ -124,6 +127,7 @@ impl Log {
             syncing: Mutex::new(()),
             shared: RwLock::new(shared),
             poison: OnceLock::new(),
+            rotate: AtomicBool::new(false),
             repair: found.repair,
         }
     }

@@ -82,6 +82,10 @@ pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, purpose: Purpose) -> Res
         settle_names(disk, dir, &leftovers)?;
     }
     let Some((first, path, end, tail)) = last else {
+        if let (Purpose::Append, Some(parent)) = (purpose, dir.parent()) {
+            // Perhaps this is the first time that the directory is used.
+            disk.sync_dir("log.open.sync_dir", parent)?;
+        }
         return Ok(Found::empty(history, repair));
     };
     let mut segments = Vec::with_capacity(names.len() + 1);
@@ -111,11 +115,7 @@ fn settle_names(disk: &Arc<dyn Disk>, dir: &Path, leftovers: &[PathBuf]) -> Resu
     for path in leftovers {
         disk.remove_file("log.open.discard", path)?;
     }
-    disk.sync_dir("log.open.sync_dir", dir)?;
-    if let Some(parent) = dir.parent() {
-        disk.sync_dir("log.open.sync_dir", parent)?;
-    }
-    Ok(())
+    Ok(disk.sync_dir("log.open.sync_dir", dir)?)
 }
 
 struct OnDisk {

@@ -1,12 +1,16 @@
 //! Letting go: of the beginning, by age and size, and of a diverged end.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ltx::Txid;
 
 use super::Log;
 use super::error::{LogError, Result};
 use super::segment::{Segment, read_header};
+
+/// Part of a full segment that is worth a file of its own.
+const WORTH_A_SEGMENT: u64 = 1024;
 
 /// What of a log may be removed. Segments go whole, oldest first; the one that holds the last record stays.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -46,7 +50,24 @@ impl Log {
             removed.segments += 1;
             removed.bytes += segment.end();
         }
+        self.seal_old(policy, now_ms)?;
         Ok(removed)
+    }
+
+    /// A log that grows slowly gets a new segment as well once the last one holds records that are too old, so that they
+    /// can go the next time but one.
+    fn seal_old(&self, policy: &RetainPolicy, now_ms: i64) -> Result<()> {
+        let last = self.shared.read().segments.last().cloned();
+        let Some(last) = last.filter(|last| last.end() >= self.options.segment_bytes / WORTH_A_SEGMENT)
+        else {
+            return Ok(());
+        };
+        if self.is_old(&last, policy, now_ms)? {
+            // Here rather than in the append that begins the next segment.
+            self.sync()?;
+            self.rotate.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Removes every record behind `txid`, which must be the end of one. What is cut off is gone: the caller has
@@ -60,6 +81,10 @@ impl Log {
         let _turn = self.syncing.lock();
         let cut = {
             let mut shared = self.shared.write();
+            if !shared.segments.iter().any(|listed| Arc::ptr_eq(listed, &segment)) {
+                // Retention was faster.
+                return Err(LogError::NoBoundary(txid));
+            }
             shared
                 .segments
                 .iter()
@@ -133,14 +158,14 @@ impl Log {
         }
     }
 
-    /// Whether all that lies before segment `next` is too old. Its first record stands in for the last one before
-    /// it, which is no newer.
-    fn is_old(&self, next: &Segment, policy: &RetainPolicy, now_ms: i64) -> Result<bool> {
+    /// Whether the first record of a segment is too old. It stands in for the last one of the segment before it, which
+    /// is no newer.
+    fn is_old(&self, segment: &Segment, policy: &RetainPolicy, now_ms: i64) -> Result<bool> {
         let Some(max_age) = policy.max_age_ms else {
             return Ok(false);
         };
-        let Some(header) = read_header(&*next.file()?, 0)? else {
-            return Err(next.corrupt(0, "no record header"));
+        let Some(header) = read_header(&*segment.file()?, 0)? else {
+            return Err(segment.corrupt(0, "no record header"));
         };
         let age = now_ms.saturating_sub(header.info.timestamp_ms);
         Ok(u64::try_from(age).is_ok_and(|age| age > max_age))

@@ -4,6 +4,7 @@
 //! everything that is not published is taken back; if even that fails, the log is closed for writing.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ltx::{EncoderBuffers, Header, Txid};
 
@@ -73,7 +74,9 @@ impl State {
     pub(super) fn begin(&mut self, log: &Log, sink: &Sink, header: &Header) -> Result<()> {
         log.check_poison()?;
         self.check_follows(header)?;
-        let full = self.target.is_some() && sink.position() >= log.options.segment_bytes;
+        let due =
+            || sink.position() >= log.options.segment_bytes || log.rotate.swap(false, Ordering::Relaxed);
+        let full = self.target.is_some() && sink.position() > 0 && due();
         if full {
             self.publish(log, sink)?;
             self.seal(log)?;

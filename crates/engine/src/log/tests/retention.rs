@@ -73,6 +73,30 @@ fn age_and_size_remove_what_nobody_needs() {
 }
 
 #[test]
+fn old_records_go_from_a_log_that_grows_slowly() {
+    let disk = disk(1);
+    let log = open(&disk);
+    append(&log, 2, 1).unwrap();
+    append(&log, 3, 1).unwrap();
+    let age = RetainPolicy {
+        max_age_ms: Some(5_000),
+        max_bytes: None,
+        ..ALL
+    };
+    assert_eq!(log.retain(&age, 7_000).unwrap().segments, 0);
+    append(&log, 4, 1).unwrap();
+    assert_eq!(segments(&disk), 1, "nothing was too old");
+    assert_eq!(log.retain(&age, 7_001).unwrap().segments, 0);
+    assert_eq!(log.synced_txid(), Txid(4), "the next append need not wait");
+    append(&log, 5, 1).unwrap();
+    append(&log, 6, 1).unwrap();
+    assert_eq!(segments(&disk), 2);
+    assert_eq!(log.retain(&age, 10_000).unwrap().segments, 0);
+    assert_eq!(log.retain(&age, 10_001).unwrap().segments, 1);
+    assert_eq!(txids(&log), [5, 6]);
+}
+
+#[test]
 fn what_is_read_stays_readable() {
     let log = filled(&disk(1));
     let record = log.find(Txid(3)).unwrap().unwrap();
