@@ -1,11 +1,11 @@
 //! `litefs ltx export`.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use engine::log::Record;
 use ltx::Txid;
-use tempfile::NamedTempFile;
 
 use super::{CommandError, Data, Done, Stop, Write, file_name};
 
@@ -48,7 +48,9 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Done {
 /// Verified, complete and durable before it has its name.
 fn write(record: &Record, dir: &Path, path: &Path) -> io::Result<()> {
     ltx::verify(record.reader()).map_err(io::Error::other)?;
-    let mut copy = NamedTempFile::new_in(dir)?;
+    // Readable as any other file: a temporary one is private otherwise.
+    let public = std::fs::Permissions::from_mode(0o666);
+    let mut copy = tempfile::Builder::new().permissions(public).tempfile_in(dir)?;
     io::copy(&mut record.reader(), &mut copy)?;
     copy.as_file().sync_all()?;
     copy.persist(path)?;

@@ -22,8 +22,9 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Done {
 }
 
 fn databases(data: &Data, out: &mut dyn Write) -> Done {
+    let logs = data.logs()?;
     writeln!(out, "{:<16}  {:<16}  {:>12}  DATABASE", "FIRST", "LAST", "BYTES")?;
-    for (name, log) in data.logs()? {
+    for (name, log) in logs {
         match log.as_ref().map(|log| (log, log.first_txid().zip(log.tail()))) {
             Ok((log, Some((first, tail)))) => {
                 writeln!(out, "{first}  {}  {:>12}  {name}", tail.max, log.bytes())?;
