@@ -15,6 +15,7 @@ use crate::directory::{self, ClusterDirectory};
 use crate::error::{Error, Result};
 use crate::node::Node;
 use crate::options::{self, ClusterOptions, Keep};
+use crate::spec::ClusterSpec;
 use crate::station::Station;
 use crate::status::{ClusterStatus, NodeRole};
 use crate::supervisor;
@@ -204,10 +205,7 @@ impl Cluster {
         for state in self.call(&Request::State)?.stations {
             if let ProcessState::Stopped { exit: Some(exit) } = state.process {
                 let log = std::fs::read(self.directory.log(state.station)).unwrap_or_default();
-                let log = String::from_utf8_lossy(&log);
-                let lines: Vec<_> = log.lines().rev().take(5).collect();
-                let tail: Vec<_> = lines.into_iter().rev().collect();
-                let message = format!("ended ({exit}):\n{}", tail.join("\n"));
+                let message = format!("ended ({exit}):\n{}", last_lines(&log, 5));
                 return Err(Error::Node {
                     node: state.station.to_string(),
                     message,
@@ -215,6 +213,14 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// The end of every log, for whoever must explain a failed test.
+    fn print_logs(&self) {
+        for station in self.directory.spec().iter().flat_map(ClusterSpec::stations) {
+            let log = std::fs::read(self.directory.log(station)).unwrap_or_default();
+            eprintln!("---- log of {station}\n{}", last_lines(&log, 40));
+        }
     }
 
     /// Compares all live nodes as soon as they are at the same positions, after `patience` even if they are not.
@@ -412,13 +418,22 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if self.keep == Keep::No
-            && self.directory.exists()
-            && let Err(error) = self.destroy()
-        {
+        if self.keep == Keep::Yes || !self.directory.exists() {
+            return;
+        }
+        if std::thread::panicking() {
+            self.print_logs();
+        }
+        if let Err(error) = self.destroy() {
             eprintln!("litefs-dev: destroying cluster {}: {error}", self.name());
         }
     }
+}
+
+fn last_lines(log: &[u8], count: usize) -> String {
+    let log = String::from_utf8_lossy(log);
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
