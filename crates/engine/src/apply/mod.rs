@@ -46,9 +46,9 @@ const PATIENCE: Duration = Duration::from_millis(200);
 #[derive(Debug, Default)]
 pub(crate) struct Backlog {
     /// One thread applies at a time.
-    applying: Mutex<()>,
+    pub(crate) applying: Mutex<()>,
     /// Records are received one after the other.
-    receiving: Mutex<()>,
+    pub(crate) receiving: Mutex<()>,
     worker: AtomicBool,
 }
 

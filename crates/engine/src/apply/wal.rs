@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ltx::Checksum;
 use sqlite_format::locks::{PENDING_BYTE, SHARED_FIRST, SHARED_SIZE};
 use sqlite_format::wal::{FrameHeader, WalHeader, WalPosition, frame_offset};
-use sqlite_format::wal_index::{CkptInfo, IndexHeader, READ_MARK_UNUSED, lock};
+use sqlite_format::wal_index::{CkptInfo, IndexHeader, READ_MARK_UNUSED, SECOND_HEADER, lock};
 use sqlite_format::{PageSize, Pgno};
 
 use super::pages::{ChangedPage, ChangedPages};
@@ -29,11 +29,13 @@ const GATHER: usize = 1 << 20;
 const CHECKPOINT_FRAMES: u32 = 1000;
 
 /// The locks of a connection that writes: SHARED on the main file, which keeps a closing client from removing the WAL,
-/// and WAL_WRITE.
+/// DMS, which keeps the first client to connect from emptying the wal-index under it, and WAL_WRITE.
 pub(crate) struct Writer {
     locks: Arc<dyn LockFiles>,
-    /// WAL_WRITE was held before, to keep clients from writing.
+    /// WAL_WRITE and DMS were held before, to keep clients from writing.
     fenced: bool,
+    /// Nobody is connected: who connects next builds the wal-index from the WAL.
+    pub(super) alone: bool,
 }
 
 impl Writer {
@@ -55,10 +57,23 @@ impl Writer {
         if !shared? {
             return Err(db.busy("EXCLUSIVE"));
         }
-        let writer = Writer {
+        let mut writer = Writer {
             locks: locks.clone(),
             fenced: db.is_fenced(),
+            alone: false,
         };
+        // Until SHARED was taken the last client may have removed what was opened before.
+        if !Arc::ptr_eq(&db.locks()?, &locks) {
+            return Err(db.busy("a wal-index that is being replaced"));
+        }
+        writer.alone = try_lock(Side::Shm, lock::DMS, 1, true)?;
+        if writer.alone {
+            // Nobody is left whom the fence could keep from writing.
+            writer.fenced = false;
+            db.lift_fence();
+        } else if !try_lock(Side::Shm, lock::DMS, 1, false)? {
+            return Err(db.busy("DMS"));
+        }
         if !try_lock(Side::Shm, lock::WRITE, 1, true)? {
             return Err(db.busy("WAL_WRITE"));
         }
@@ -79,13 +94,13 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        let wal = if self.fenced {
-            Ok(())
-        } else {
-            self.locks.unlock(Side::Shm, lock::WRITE, 1)
+        let unlock = |side, start, len| self.locks.unlock(side, start, len);
+        let index = match self.fenced {
+            true => Ok(()),
+            false => unlock(Side::Shm, lock::WRITE, 1).and(unlock(Side::Shm, lock::DMS, 1)),
         };
-        let main = self.locks.unlock(Side::Database, SHARED_FIRST, SHARED_SIZE);
-        if let Err(error) = wal.and(main) {
+        let main = unlock(Side::Database, SHARED_FIRST, SHARED_SIZE);
+        if let Err(error) = index.and(main) {
             tracing::error!(%error, "cannot release a lock on the mount");
         }
     }
@@ -111,7 +126,10 @@ impl Database {
         let frames: Vec<_> = frames.collect();
         state.wal.note_order(&frames);
         state.wal.advance(frames, appended.end);
-        let stores = self.publish_frames(&mut state, &*kernel, index, &appended, record.info.commit)?;
+        let stores = match writer.alone {
+            true => Vec::new(),
+            false => self.publish_frames(&mut state, &*kernel, index, &appended, record.info.commit)?,
+        };
         state.table.truncate(record.info.commit);
         for (pgno, checksum) in &appended.pages {
             state.table.set(*pgno, *checksum);
@@ -136,6 +154,8 @@ impl Database {
         let wal = state.backing.get_or_create(Side::Wal)?;
         state.wal.present = true;
         let index = match (kernel.coherence(), state.backing.get(Side::Shm)?) {
+            // What the last client left behind is of no interest to the next.
+            _ if writer.alone => None,
             (Coherence::Passthrough, Some(shm)) => {
                 read_index(&shm).map_err(Error::io("shm.read", state.backing.path(Side::Shm)))?
             }
@@ -156,23 +176,35 @@ impl Database {
                     };
                     self.map_wal(&mut state, &wal, Some(end))?;
                 }
-                self.start_over(&mut state, writer, &wal)?;
+                self.start_over(&mut state, writer, header, &wal)?;
             }
             Some(header) => {
                 let sequence = read_header(&wal)?.map_or(0, |wal| wal.checkpoint_seq.wrapping_add(1));
-                self.begin_generation(&mut state, &wal, sequence, header.salt)?;
+                // Without a WAL before, the salts are zero, as those of any other first generation.
+                let salt = match header.salt {
+                    [0, 0] => rand::random(),
+                    salt => salt,
+                };
+                self.begin_generation(&mut state, &wal, sequence, salt)?;
             }
             None if state.wal.header.is_none() => self.map_wal(&mut state, &wal, None)?,
             None => {}
         }
-        if state.wal.header.is_none() {
+        let page_size = state.page_size();
+        if state
+            .wal
+            .header
+            .as_ref()
+            .is_none_or(|header| Some(header.page_size) != page_size)
+        {
             self.begin_generation(&mut state, &wal, 0, rand::random())?;
         }
         Ok(index)
     }
 
-    /// If all frames are in the main file and no reader needs them, the next frame is the first again.
-    fn start_over(&self, state: &mut State, writer: &Writer, wal: &File) -> Result<()> {
+    /// If all frames are in the main file and no reader needs them, the next frame is the first again. The wal-index says
+    /// so before a frame is overwritten: a reader that comes in between finds an empty WAL.
+    fn start_over(&self, state: &mut State, writer: &Writer, index: &IndexHeader, wal: &File) -> Result<()> {
         let path = state.backing.path(Side::Shm).to_owned();
         let (Some(shm), Some(header)) = (state.backing.get(Side::Shm)?, state.wal.header.clone()) else {
             return Ok(());
@@ -188,11 +220,15 @@ impl Database {
             return Ok(());
         }
         let restarted = header.restarted(rand::random());
-        let outcome = self
-            .begin_generation(state, wal, restarted.checkpoint_seq, restarted.salt)
-            .and_then(|()| reset_read_marks(&shm).map_err(Error::io("shm.write", &path)));
+        let emptied = IndexHeader {
+            max_frame: 0,
+            salt: restarted.salt,
+            ..index.clone()
+        };
+        let outcome = restart_index(&shm, &emptied).map_err(Error::io("shm.write", &path));
         writer.let_readers_in().map_err(Error::io("shm.unlock", &path))?;
-        outcome
+        outcome?;
+        self.begin_generation(state, wal, restarted.checkpoint_seq, restarted.salt)
     }
 
     fn begin_generation(&self, state: &mut State, wal: &File, sequence: u32, salt: [u32; 2]) -> Result<()> {
@@ -266,8 +302,11 @@ fn first_page(state: &mut State, page_size: PageSize) -> Result<ChangedPage> {
     })
 }
 
-/// No reader uses a frame: what SQLite stores when a WAL starts over.
-fn reset_read_marks(shm: &File) -> io::Result<()> {
+/// What SQLite stores when a WAL starts over: an empty header, then marks that say that no reader uses a frame.
+fn restart_index(shm: &File, emptied: &IndexHeader) -> io::Result<()> {
+    let bytes = emptied.encode();
+    shm.write_all_at(&bytes, SECOND_HEADER as u64)?;
+    shm.write_all_at(&bytes, 0)?;
     shm.write_all_at(&0u32.to_ne_bytes(), CkptInfo::BACKFILL as u64)?;
     shm.write_all_at(&0u32.to_ne_bytes(), CkptInfo::BACKFILL_ATTEMPTED as u64)?;
     for mark in 1..lock::READ_COUNT {

@@ -18,7 +18,7 @@ pub(crate) mod state;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ltx::{Pos, Txid};
 use metrics::{Counter, Gauge, Histogram};
@@ -99,7 +99,7 @@ impl Database {
     /// before the call.
     pub fn drain(&self) -> Result<Pos> {
         if self.shared.is_primary() {
-            self.settle_now()?;
+            self.settle_soon()?;
         }
         Ok(self.position())
     }
@@ -159,13 +159,15 @@ impl Database {
             .kernel()
             .open_locks(&self.name)
             .map_err(Error::io("locks.open", &shm))?;
+        self.forget_locks();
         *self.locks.lock() = Some(opened.clone());
         Ok(opened)
     }
 
-    /// The files that the locks were taken on are replaced.
+    /// The files that the locks were taken on are replaced: what was locked there protects nothing any more.
     pub(crate) fn forget_locks(&self) {
         *self.locks.lock() = None;
+        self.fenced.store(false, Ordering::Release);
     }
 }
 

@@ -9,9 +9,11 @@ use ltx::Txid;
 use sqlite_format::wal_index::lock;
 
 use super::Database;
+use crate::capture::read_index;
 use crate::capture::wal::Until;
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::kernel::{Coherence, LockFiles};
 use crate::layout;
 use crate::name::Side;
 use crate::store::{Retention, retain_policy};
@@ -26,41 +28,113 @@ impl Database {
     }
 
     /// Ends the time as primary: no commit can return any more that is not in the log. Requests that would change
-    /// something are refused already; what passes the daemon by is fenced with WAL_WRITE. A client that keeps it beyond
-    /// the deadline is in the middle of a transaction that it cannot commit unseen: its frames are captured below or
-    /// archived later.
+    /// something are refused already; what passes the daemon by is fenced with WAL_WRITE. A client that keeps a lock
+    /// beyond the deadline is in the middle of a transaction that it cannot commit unseen: its frames are captured below
+    /// or archived later, and the end of its journal is refused.
     pub(crate) fn fence(&self, deadline: Instant) -> Result<()> {
-        let wal_in_use = {
-            let mut state = self.state.lock();
-            state.backing.get(Side::Wal)?.is_some() && state.backing.get(Side::Shm)?.is_some()
-        };
-        if wal_in_use && let Ok(locks) = self.locks() {
-            let path = self.name.file(Side::Shm);
-            loop {
-                if locks
-                    .try_lock(Side::Shm, lock::WRITE, 1, true)
-                    .map_err(Error::io("wal.fence", &path))?
-                {
-                    self.fenced.store(true, Ordering::Release);
-                    break;
-                }
-                if Instant::now() >= deadline {
-                    tracing::warn!(db = %self.name, "a client holds WAL_WRITE across the change of the primary");
-                    break;
-                }
-                std::thread::sleep(LOOK);
-            }
+        if self.state.lock().backing.get(Side::Database)?.is_none() {
+            return Ok(());
         }
+        let locks = self.locks()?;
+        self.fence_wal(&*locks, deadline)?;
+        self.await_writer(&*locks, deadline)?;
         let mut state = self.state.lock();
         self.capture_wal(&mut state, Until::Index)?;
+        if !state.scratch.dirty().is_clean() && !state.backing.journal_is_hot()? {
+            self.capture_pages(&mut state, 0)?;
+        }
         Ok(())
+    }
+
+    /// Only connections from before can write past the daemon. Without any, the lock would but keep the first new one
+    /// from building its wal-index. With some, DMS keeps the wal-index that they have.
+    fn fence_wal(&self, locks: &dyn LockFiles, deadline: Instant) -> Result<()> {
+        let path = self.name.file(Side::Shm);
+        let try_lock = |start, exclusive| {
+            locks
+                .try_lock(Side::Shm, start, 1, exclusive)
+                .map_err(Error::io("wal.fence", &path))
+        };
+        while locks
+            .locked(Side::Shm, lock::DMS)
+            .map_err(Error::io("wal.fence", &path))?
+        {
+            if try_lock(lock::WRITE, true)? {
+                self.fenced.store(true, Ordering::Release);
+                if try_lock(lock::DMS, false)? {
+                    self.shared.settler.watch(&self.name);
+                    return Ok(());
+                }
+                self.unfence();
+            }
+            if Instant::now() >= deadline {
+                tracing::warn!(db = %self.name, "a client holds WAL_WRITE across the change of the primary");
+                return Ok(());
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of a rollback-mode transaction.
+    fn await_writer(&self, locks: &dyn LockFiles, deadline: Instant) -> Result<()> {
+        let path = self.name.file(Side::Database);
+        while !self.state.lock().scratch.dirty().is_clean()
+            && locks
+                .database_write_locked()
+                .map_err(Error::io("database.fence", &path))?
+        {
+            if Instant::now() >= deadline {
+                tracing::warn!(db = %self.name, "a client is in a transaction across the change of the primary");
+                return Ok(());
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Lifts the fence once nobody is left whom it could keep from writing. Returns whether it stays.
+    pub(crate) fn keep_fence(&self) -> Result<bool> {
+        // Apply holds the same locks and must not find them gone in the middle.
+        let Some(_turn) = self.backlog.applying.try_lock() else {
+            return Ok(true);
+        };
+        let Some(locks) = self.cached_locks().filter(|_| self.is_fenced()) else {
+            return Ok(false);
+        };
+        let alone = locks.try_lock(Side::Shm, lock::DMS, 1, true);
+        if alone.map_err(Error::io("wal.unfence", self.name.file(Side::Shm)))? || !self.index_is_valid()? {
+            self.unfence();
+        }
+        Ok(self.is_fenced())
+    }
+
+    /// Whether clients that connect can use the wal-index as it is: if its writer died in the middle, they need WAL_WRITE.
+    fn index_is_valid(&self) -> Result<bool> {
+        if self.shared.kernel().coherence() == Coherence::Intercepted {
+            return Ok(true);
+        }
+        let mut state = self.state.lock();
+        let Some(shm) = state.backing.get(Side::Shm)? else {
+            return Ok(true);
+        };
+        let index = read_index(&shm).map_err(Error::io("shm.read", state.backing.path(Side::Shm)))?;
+        Ok(index.is_some())
+    }
+
+    /// The fence's locks go on as those of an apply.
+    pub(crate) fn lift_fence(&self) {
+        self.fenced.store(false, Ordering::Release);
     }
 
     /// Clients may write again.
     pub(crate) fn unfence(&self) {
         if self.fenced.swap(false, Ordering::AcqRel)
             && let Some(locks) = self.cached_locks()
-            && let Err(error) = locks.unlock(Side::Shm, lock::WRITE, 1)
+            && let Err(error) =
+                locks
+                    .unlock(Side::Shm, lock::WRITE, 1)
+                    .and(locks.unlock(Side::Shm, lock::DMS, 1))
         {
             tracing::error!(db = %self.name, %error, "cannot release WAL_WRITE");
         }

@@ -5,7 +5,8 @@
 //! takes a lock for it, so no client ever finds the database busy because of this.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -14,15 +15,20 @@ use super::state::State;
 use sqlite_format::wal_index::lock as wal_lock;
 
 use crate::capture::wal::Until;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::log::LogError;
 use crate::name::{DbName, Side};
 
 /// Raw writes count as finished when none came for this long.
 const PAUSE: Duration = Duration::from_millis(5);
 /// A client that holds its write lock for ever (EXCLUSIVE mode) and uses no journal has finished when it pauses this long.
 const LONG_PAUSE: Duration = Duration::from_millis(100);
+/// How long a drain waits for lock files to be opened.
+const OPENING: Duration = Duration::from_millis(100);
 /// First and longest wait between two looks.
 const WAIT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+/// Wait between two looks where nothing waits for what they find, or where the last one failed.
+const SLOW: Duration = Duration::from_millis(200);
 
 /// Databases that are watched.
 #[derive(Debug, Default)]
@@ -34,6 +40,8 @@ pub(crate) struct Settler {
 #[derive(Debug, Default)]
 struct Watched {
     names: BTreeSet<DbName>,
+    /// Nobody looks for some time, unless something happens.
+    idle: bool,
     closed: bool,
 }
 
@@ -44,14 +52,17 @@ enum Found {
     Settled,
     /// A transaction may be under way.
     Pending,
+    /// Look again some time.
+    Later,
 }
 
 impl Settler {
     /// Looks after the database until nothing is left to capture.
     pub(crate) fn watch(&self, name: &DbName) {
         let mut watched = self.watched.lock();
-        if !watched.names.contains(name) {
+        if watched.idle || !watched.names.contains(name) {
             watched.names.insert(name.clone());
+            watched.idle = false;
             self.changed.notify_one();
         }
     }
@@ -63,7 +74,7 @@ impl Settler {
     }
 
     /// Looks at watched databases until closed. Runs on a thread of its own, which does not serve the mount.
-    pub(crate) fn run(&self, find: impl Fn(&DbName) -> Option<std::sync::Arc<Database>>) {
+    pub(crate) fn run(&self, find: impl Fn(&DbName) -> Option<Arc<Database>>) {
         let mut wait = WAIT.0;
         loop {
             let names = {
@@ -77,32 +88,40 @@ impl Settler {
                 }
                 std::mem::take(&mut watched.names)
             };
-            let pending: Vec<DbName> = names
+            let found: Vec<(DbName, Found)> = names
                 .into_iter()
-                .filter(|name| is_pending(find(name).as_deref()))
+                .map(|name| (look(find(&name)), name))
+                .filter(|(found, _)| *found != Found::Settled)
+                .map(|(found, name)| (name, found))
                 .collect();
             let mut watched = self.watched.lock();
-            if pending.is_empty() {
+            if found.is_empty() || watched.closed {
                 continue;
             }
-            wait = if watched.names.is_empty() {
-                (wait * 2).min(WAIT.1)
-            } else {
-                WAIT.0
+            let pending = found.iter().any(|(_, found)| *found == Found::Pending);
+            wait = match (watched.names.is_empty(), pending) {
+                (false, _) => WAIT.0,
+                (true, true) => (wait * 2).min(WAIT.1),
+                (true, false) => SLOW,
             };
-            watched.names.extend(pending);
+            watched.idle = wait == SLOW;
+            watched.names.extend(found.into_iter().map(|(name, _)| name));
             self.changed.wait_for(&mut watched, wait);
+            if std::mem::take(&mut watched.idle) {
+                wait = WAIT.0;
+            }
         }
     }
 }
 
-fn is_pending(db: Option<&Database>) -> bool {
-    let Some(db) = db else { return false };
+fn look(db: Option<Arc<Database>>) -> Found {
+    let Some(db) = db else { return Found::Settled };
     match db.settle() {
-        Ok(found) => found == Found::Pending,
+        Ok(found) => found,
+        Err(Error::Log(LogError::Poisoned(_))) => Found::Settled,
         Err(error) => {
-            tracing::warn!(db = %db.name, %error, "cannot capture");
-            false
+            tracing::warn!(db = %db.name, %error, "cannot capture, trying again");
+            Found::Later
         }
     }
 }
@@ -110,7 +129,14 @@ fn is_pending(db: Option<&Database>) -> bool {
 impl Database {
     /// One look at the database.
     fn settle(&self) -> Result<Found> {
-        if !self.shared.is_primary() || self.state.lock().backing.get(Side::Database)?.is_none() {
+        if !self.shared.is_primary() {
+            return Ok(if self.keep_fence()? {
+                Found::Later
+            } else {
+                Found::Settled
+            });
+        }
+        if self.state.lock().backing.get(Side::Database)?.is_none() {
             return Ok(Found::Settled);
         }
         let locks = self.locks()?;
@@ -141,17 +167,29 @@ impl Database {
         Ok(Found::Settled)
     }
 
-    /// Captures what is committed at this moment, as far as it can be told without opening files on the mount.
-    pub(crate) fn settle_now(&self) -> Result<()> {
+    /// Captures what is committed at this moment, as far as it can be told without opening files on the mount. `false` if
+    /// a commit may be among what was written since, because nobody knows yet whether its writer is still at it.
+    pub(crate) fn settle_now(&self) -> Result<bool> {
         let mut state = self.state.lock();
         self.capture_wal(&mut state, Until::Index)?;
-        let locked = match self.cached_locks() {
-            Some(locks) => locks.database_write_locked().unwrap_or(false),
-            // Until it is known, a transaction may be under way.
-            None => true,
+        if state.scratch.dirty().is_clean() {
+            return Ok(true);
+        }
+        let Some(locks) = self.cached_locks() else {
+            return Ok(false);
         };
-        if !locked {
-            self.settle_pages(&mut state, locked, Duration::ZERO)?;
+        if !locks.database_write_locked().unwrap_or(true) {
+            self.settle_pages(&mut state, false, Duration::ZERO)?;
+        }
+        Ok(true)
+    }
+
+    /// As [`Database::settle_now`]; waits a moment for the settler to open the lock files if that is what is missing.
+    pub(crate) fn settle_soon(&self) -> Result<()> {
+        let deadline = Instant::now() + OPENING;
+        while !self.settle_now()? && Instant::now() < deadline {
+            self.shared.settler.watch(&self.name);
+            std::thread::sleep(WAIT.0);
         }
         Ok(())
     }
