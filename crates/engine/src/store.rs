@@ -400,8 +400,9 @@ impl Store {
         }
     }
 
-    /// A clean stop: captures, flushes, and lets the next start know.
-    pub fn close(&self) -> Result<()> {
+    /// Ends the threads and nothing else: for tests of what a killed process leaves behind.
+    #[doc(hidden)]
+    pub fn abandon(&self) {
         self.shared.close();
         self.shared.settler.close();
         self.shared.checkpointer.close();
@@ -410,6 +411,11 @@ impl Store {
                 tracing::error!("a thread of the store panicked");
             }
         }
+    }
+
+    /// A clean stop: captures, flushes, and lets the next start know.
+    pub fn close(&self) -> Result<()> {
+        self.abandon();
         let mut outcome = Ok(());
         for db in self.databases() {
             if let Err(error) = db.close() {

@@ -334,10 +334,7 @@ fn a_clean_stop_leaves_nothing_to_do() {
     connection.exec("INSERT INTO t VALUES(1, 1)");
     let before = primary.digest();
     drop(connection);
-    primary.store.close().unwrap();
-    let Node { dir, store } = primary;
-    drop(store);
-    let again = Node::open(dir);
+    let again = Node::open(primary.stop());
     assert_eq!(again.digest(), before);
 }
 

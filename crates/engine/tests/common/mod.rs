@@ -2,21 +2,29 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+pub mod edge;
+mod kernel;
+mod vfs;
+
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
-use engine::{Database, DbName, Direct, Role, Side, Store, StoreOptions};
+use edge::Edge;
+use engine::{Coherence, Database, DbName, Role, Side, Store, StoreOptions};
+pub use kernel::TestKernel;
 use ltx::{Pos, Txid};
-use rusqlite::Connection;
 use rusqlite::fallible_iterator::FallibleIterator;
+use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
 pub struct Node {
     pub dir: TempDir,
     pub store: Arc<Store>,
+    pub kernel: Arc<TestKernel>,
+    pub edge: Arc<Edge>,
 }
 
 pub fn name() -> DbName {
@@ -35,16 +43,42 @@ impl Node {
     }
 
     pub fn open(dir: TempDir) -> Node {
-        let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
-        store.start(Arc::new(Direct::new(store.files_dir()))).unwrap();
-        Node { dir, store }
+        Node::open_with(dir, Coherence::Passthrough, StoreOptions::default())
+    }
+
+    pub fn open_with(dir: TempDir, coherence: Coherence, options: StoreOptions) -> Node {
+        let store = Store::open(dir.path(), options).unwrap();
+        let kernel = Arc::new(TestKernel::new(store.files_dir(), coherence));
+        store.start(kernel.clone()).unwrap();
+        let edge = Edge::serve(store.clone(), dir.path().join("edge.sock"));
+        Node {
+            dir,
+            store,
+            kernel,
+            edge,
+        }
     }
 
     /// The process ends without a word.
     pub fn kill(self) -> TempDir {
-        let Node { dir, store } = self;
-        std::mem::forget(store);
+        let Node { dir, store, edge, .. } = self;
+        edge.die();
+        store.abandon();
         dir
+    }
+
+    /// The process ends in order.
+    pub fn stop(self) -> TempDir {
+        let Node { dir, store, edge, .. } = self;
+        edge.die();
+        store.close().unwrap();
+        dir
+    }
+
+    /// A client whose requests the engine sees, as on a mount.
+    pub fn mount(&self) -> Client {
+        let intercepted = self.kernel.coherence == Coherence::Intercepted;
+        Client::start(&self.path(), Some((self.edge.socket(), intercepted)))
     }
 
     pub fn path(&self) -> PathBuf {
@@ -124,6 +158,8 @@ pub fn count(client: &Client) -> i64 {
 }
 
 const CLIENT_OF: &str = "ENGINE_TEST_CLIENT_OF";
+const CLIENT_SOCKET: &str = "ENGINE_TEST_CLIENT_SOCKET";
+const CLIENT_INTERCEPTED: &str = "ENGINE_TEST_CLIENT_INTERCEPTED";
 const MARK: &str = "client> ";
 
 /// A connection in a process of its own: POSIX locks belong to processes, and the engine opens and closes the same files
@@ -135,13 +171,21 @@ pub struct Client {
 
 impl Client {
     pub fn connect(path: &Path) -> Client {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        Client::start(path, None)
+    }
+
+    fn start(path: &Path, mount: Option<(&Path, bool)>) -> Client {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
             .args(["common::client_process", "--exact", "--nocapture"])
             .env(CLIENT_OF, path)
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stdout(Stdio::piped());
+        if let Some((socket, intercepted)) = mount {
+            command.env(CLIENT_SOCKET, socket);
+            command.env(CLIENT_INTERCEPTED, if intercepted { "1" } else { "0" });
+        }
+        let mut child = command.spawn().unwrap();
         let pipes = (
             child.stdin.take().unwrap(),
             BufReader::new(child.stdout.take().unwrap()),
@@ -153,8 +197,17 @@ impl Client {
     }
 
     pub fn try_exec(&self, sql: &str) -> Result<String, String> {
+        self.send(sql);
+        self.receive()
+    }
+
+    /// Begins to run statements; [`Client::receive`] waits for the outcome.
+    pub fn send(&self, sql: &str) {
+        writeln!(self.pipes.borrow_mut().0, "{sql}").unwrap();
+    }
+
+    pub fn receive(&self) -> Result<String, String> {
         let mut pipes = self.pipes.borrow_mut();
-        writeln!(pipes.0, "{sql}").unwrap();
         let mut line = String::new();
         loop {
             line.clear();
@@ -217,7 +270,14 @@ fn client_process() {
     let Some(path) = std::env::var_os(CLIENT_OF) else {
         return;
     };
-    let connection = Connection::open(path).unwrap();
+    let connection = match std::env::var_os(CLIENT_SOCKET) {
+        Some(socket) => {
+            let intercepted = std::env::var(CLIENT_INTERCEPTED).is_ok_and(|value| value == "1");
+            vfs::register(Path::new(&socket), intercepted);
+            Connection::open_with_flags_and_vfs(path, OpenFlags::default(), vfs::NAME).unwrap()
+        }
+        None => Connection::open(path).unwrap(),
+    };
     connection
         .busy_timeout(std::time::Duration::from_secs(5))
         .unwrap();

@@ -1,0 +1,116 @@
+//! What readers of a replica see while transactions are applied under their feet.
+
+mod common;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use common::{Client, Node, count, integrity, replicate};
+use engine::{Coherence, Role, Side, StoreOptions};
+
+fn wal_primary() -> (Node, Client) {
+    let primary = Node::primary();
+    let client = primary.mount();
+    client.exec(
+        "PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0; CREATE TABLE t(x INTEGER PRIMARY KEY, y)",
+    );
+    (primary, client)
+}
+
+/// SQLite makes the wal-index say that the WAL is empty before it overwrites a frame. A reader that came between the two
+/// would look for its pages in frames that hold others by now.
+#[test]
+fn a_reader_that_comes_while_the_wal_starts_over_sees_the_main_file() {
+    let (primary, client) = wal_primary();
+    client.exec("WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 50) INSERT INTO t SELECT n, randomblob(900) FROM c");
+    let replica = Node::new();
+    replicate(&primary, &replica);
+    // Somebody stays connected, so that the wal-index lives.
+    let connected = replica.connect();
+    assert_eq!(count(&connected), 50);
+    for round in 0..3 {
+        client.exec("UPDATE t SET y=randomblob(900)");
+        replicate(&primary, &replica);
+        assert_eq!(count(&connected), 50 + round);
+        // Everything is in the main file and nobody reads: the next apply starts over.
+        connected.exec("PRAGMA wal_checkpoint(PASSIVE)");
+        let path = replica.path();
+        let seen = Arc::new(AtomicU32::new(0));
+        let seeing = seen.clone();
+        replica.kernel.on_store(move |side| {
+            if side == Side::Wal {
+                let reader = Client::connect(&path);
+                integrity(&reader);
+                assert_eq!(count(&reader), 50 + round);
+                seeing.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        client.exec(&format!(
+            "INSERT INTO t VALUES({}, randomblob(9000))",
+            100 + round
+        ));
+        replicate(&primary, &replica);
+        replica.kernel.on_store(|_| {});
+        assert!(seen.load(Ordering::SeqCst) > 0, "nobody looked");
+        assert_eq!(count(&connected), 51 + round);
+        integrity(&connected);
+        assert_eq!(primary.digest(), replica.digest());
+    }
+}
+
+/// The first client to connect empties the wal-index. If that happened between the look at the index and the publication
+/// of frames, a valid header would vouch for hash tables that lack all older frames.
+#[test]
+fn a_client_that_connects_first_finds_all_frames() {
+    let (primary, client) = wal_primary();
+    let replica = Node::new();
+    client.exec("INSERT INTO t VALUES(1, 'one')");
+    replicate(&primary, &replica);
+    // The only client dies and leaves its wal-index behind.
+    let killed = replica.connect();
+    assert_eq!(count(&killed), 1);
+    client.exec("INSERT INTO t VALUES(2, 'two')");
+    replicate(&primary, &replica);
+    killed.kill();
+    let path = replica.path();
+    let first: Arc<Mutex<Option<Client>>> = Arc::default();
+    let connecting = first.clone();
+    replica.kernel.on_store(move |side| {
+        if side == Side::Wal {
+            // It waits for the apply, so it cannot be waited for here.
+            let client = Client::connect(&path);
+            client.send("SELECT count(*) FROM t");
+            *connecting.lock().unwrap() = Some(client);
+        }
+    });
+    client.exec("INSERT INTO t VALUES(3, 'three')");
+    replicate(&primary, &replica);
+    replica.kernel.on_store(|_| {});
+    let reader = first.lock().unwrap().take().expect("somebody connected");
+    assert_eq!(reader.receive().unwrap(), "3");
+    integrity(&reader);
+    assert_eq!(primary.digest(), replica.digest());
+}
+
+/// A node that was the primary keeps writers from then out of the WAL. Without any, nothing may keep a new reader from
+/// building the wal-index, for which it needs the same lock.
+#[test]
+fn readers_connect_after_the_node_has_become_a_replica() {
+    for coherence in [Coherence::Passthrough, Coherence::Intercepted] {
+        let node = Node::open_with(tempfile::tempdir().unwrap(), coherence, StoreOptions::default());
+        node.store.set_role(Role::Primary { epoch: 1 }).unwrap();
+        let client = node.mount();
+        client.exec("PRAGMA journal_mode=WAL; CREATE TABLE t(x); INSERT INTO t VALUES(1)");
+        node.store.set_role(Role::Replica).unwrap();
+        let error = client.try_exec("PRAGMA busy_timeout=10; INSERT INTO t VALUES(2)");
+        assert!(error.is_err(), "the old connection still writes");
+        assert_eq!(count(&node.mount()), 1);
+        // Once it is gone, with or without a word, the fence falls.
+        client.kill();
+        assert_eq!(count(&node.mount()), 1);
+        node.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+        node.mount().exec("INSERT INTO t VALUES(3)");
+        node.store.set_role(Role::Replica).unwrap();
+        assert_eq!(count(&node.mount()), 2);
+    }
+}

@@ -1,0 +1,81 @@
+//! A kernel edge for plain directories: checkpoints and recoveries are real SQLite's, and a test may look at what
+//! happens in the middle of an apply.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use engine::{CheckpointMode, CheckpointResult, Coherence, DbName, Direct, Kernel, LockFiles, Side};
+
+use super::Client;
+
+type OnStore = Box<dyn FnMut(Side) + Send>;
+
+pub struct TestKernel {
+    direct: Direct,
+    files: PathBuf,
+    pub coherence: Coherence,
+    on_store: Mutex<Option<OnStore>>,
+}
+
+impl TestKernel {
+    pub fn new(files: &Path, coherence: Coherence) -> TestKernel {
+        TestKernel {
+            direct: Direct::new(files),
+            files: files.to_owned(),
+            coherence,
+            on_store: Mutex::new(None),
+        }
+    }
+
+    /// Called whenever the engine puts bytes into the kernel's cache: for the WAL that is after frames were appended and
+    /// before they are published.
+    pub fn on_store(&self, run: impl FnMut(Side) + Send + 'static) {
+        *self.on_store.lock().unwrap() = Some(Box::new(run));
+    }
+
+    fn sqlite(&self, db: &DbName, sql: &str) -> io::Result<String> {
+        let client = Client::connect(&db.file_in(&self.files, Side::Database));
+        client.try_exec(sql).map_err(io::Error::other)
+    }
+}
+
+impl Kernel for TestKernel {
+    fn coherence(&self) -> Coherence {
+        self.coherence
+    }
+
+    fn open_locks(&self, db: &DbName) -> io::Result<Arc<dyn LockFiles>> {
+        self.direct.open_locks(db)
+    }
+
+    fn store(&self, _: &DbName, side: Side, _: u64, _: &[u8]) {
+        if let Some(run) = &mut *self.on_store.lock().unwrap() {
+            run(side);
+        }
+    }
+
+    fn invalidate(&self, _: &DbName, _: Side, _: Option<(u64, u64)>) {}
+    fn invalidate_entry(&self, _: &DbName, _: Side) {}
+    fn invalidate_position(&self, _: &DbName) {}
+
+    fn checkpoint(&self, db: &DbName, mode: CheckpointMode) -> io::Result<CheckpointResult> {
+        let mode = match mode {
+            CheckpointMode::Passive => "PASSIVE",
+            CheckpointMode::Truncate => "TRUNCATE",
+        };
+        let busy = self.sqlite(
+            db,
+            &format!("PRAGMA busy_timeout=50; PRAGMA wal_checkpoint({mode})"),
+        )?;
+        Ok(CheckpointResult {
+            busy: busy != "0",
+            log: -1,
+            checkpointed: -1,
+        })
+    }
+
+    fn recover(&self, db: &DbName) -> io::Result<()> {
+        self.sqlite(db, "SELECT count(*) FROM sqlite_schema").map(drop)
+    }
+}
