@@ -15,7 +15,7 @@
 //! before is durable, so that a start looks at the last one only.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use ltx::Txid;
@@ -76,6 +76,8 @@ pub struct Log {
     syncing: Mutex<()>,
     shared: RwLock<Shared>,
     poison: OnceLock<Arc<str>>,
+    /// What was found at the start is durable.
+    settled: AtomicBool,
     /// The next record begins a segment.
     rotate: AtomicBool,
     repair: Option<Repair>,
@@ -117,7 +119,7 @@ impl Log {
             history: found.history,
             segments: found.segments,
             tail: found.tail,
-            synced: found.tail.map_or(Txid::ZERO, |tail| tail.max),
+            synced: Txid::ZERO,
         };
         Log {
             disk,
@@ -127,6 +129,7 @@ impl Log {
             syncing: Mutex::new(()),
             shared: RwLock::new(shared),
             poison: OnceLock::new(),
+            settled: AtomicBool::new(false),
             rotate: AtomicBool::new(false),
             repair: found.repair,
         }
@@ -161,7 +164,7 @@ impl Log {
             .sum()
     }
 
-    /// Up to here the log is durable.
+    /// Up to here the log is known to be durable; zero after a start, until something is appended or synced.
     pub fn synced_txid(&self) -> Txid {
         self.shared.read().synced
     }
@@ -185,9 +188,9 @@ impl Log {
 
     /// Makes every record that is visible durable. Who waits while another thread syncs shares the next sync.
     pub fn sync(&self) -> Result<()> {
-        let Some(wanted) = self.tail() else {
-            return self.check_poison();
-        };
+        self.check_poison()?;
+        let Some(wanted) = self.tail() else { return Ok(()) };
+        self.settle()?;
         let _turn = self.syncing.lock();
         self.check_poison()?;
         let (segment, end, tail) = {
@@ -205,6 +208,32 @@ impl Log {
         segment.set_durable(end);
         self.shared.write().synced = tail.max;
         metrics::counter!(SYNC_METRIC).increment(1);
+        Ok(())
+    }
+
+    /// Makes durable what was found when the log was opened, before anything is built on it: a process may have died
+    /// between a change and its sync, and what it removed must not come back behind what is appended from now on. Not
+    /// done at the start, because there it would be the cost of every database, used or not.
+    fn settle(&self) -> Result<()> {
+        if self.settled.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _turn = self.syncing.lock();
+        self.check_poison()?;
+        let (last, tail) = {
+            let shared = self.shared.read();
+            (shared.segments.last().cloned(), shared.tail)
+        };
+        self.must_sync(self.disk.sync_dir("log.settle.sync_dir", &self.dir))?;
+        if let Some((last, tail)) = last.zip(tail) {
+            self.must_sync(last.file()?.sync_data("log.settle.sync"))?;
+            last.set_durable(last.end());
+            self.shared.write().synced = tail.max;
+        } else if let Some(parent) = self.dir.parent() {
+            // Perhaps this is the first time that the directory is used.
+            self.must_sync(self.disk.sync_dir("log.settle.sync_dir", parent))?;
+        }
+        self.settled.store(true, Ordering::Release);
         Ok(())
     }
 

@@ -79,13 +79,11 @@ pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, purpose: Purpose) -> Res
         }
     }
     if purpose == Purpose::Append {
-        settle_names(disk, dir, &leftovers)?;
+        for path in &leftovers {
+            disk.remove_file("log.open.discard", path)?;
+        }
     }
     let Some((first, path, end, tail)) = last else {
-        if let (Purpose::Append, Some(parent)) = (purpose, dir.parent()) {
-            // Perhaps this is the first time that the directory is used.
-            disk.sync_dir("log.open.sync_dir", parent)?;
-        }
         return Ok(Found::empty(history, repair));
     };
     let mut segments = Vec::with_capacity(names.len() + 1);
@@ -94,28 +92,14 @@ pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, purpose: Purpose) -> Res
         let len = file.len("log.open.length")?;
         segments.push(Arc::new(Segment::existing(disk, path, first, len, None)));
     }
-    segments.push(Arc::new(Segment::existing(
-        disk,
-        path,
-        first,
-        end.offset,
-        Some(end.index),
-    )));
+    let last = Segment::existing(disk, path, first, end.offset, Some(end.index)).not_durable();
+    segments.push(Arc::new(last));
     Ok(Found {
         history,
         segments,
         tail: Some(tail),
         repair,
     })
-}
-
-/// Removes what does not count, and makes durable which names there are: a process may have died between a change of
-/// names and its sync, and what it removed must not come back behind what is appended from now on.
-fn settle_names(disk: &Arc<dyn Disk>, dir: &Path, leftovers: &[PathBuf]) -> Result<()> {
-    for path in leftovers {
-        disk.remove_file("log.open.discard", path)?;
-    }
-    Ok(disk.sync_dir("log.open.sync_dir", dir)?)
 }
 
 struct OnDisk {
@@ -178,11 +162,12 @@ fn scan_last(disk: &Arc<dyn Disk>, path: &Path, purpose: Purpose) -> Result<End>
         offset: chain.end,
         bytes: len - chain.end,
     });
-    if repair.is_some() {
+    if let Some(repair) = &repair {
         check_torn(&*file, path, chain.end, len)?;
-    }
-    if purpose == Purpose::Append {
-        settle_content(&*file, repair.as_ref())?;
+        if purpose == Purpose::Append {
+            file.set_len("log.open.cut", chain.end)?;
+            tracing::warn!(path = %path.display(), offset = chain.end, bytes = repair.bytes, "cut off the torn end of a log");
+        }
     }
     Ok(End {
         offset: chain.end,
@@ -218,16 +203,6 @@ fn check_torn(file: &dyn DiskFile, path: &Path, end: u64, len: u64) -> Result<()
         start += SEARCH as u64;
     }
     Ok(())
-}
-
-/// Cuts the torn end off and makes durable what is left: who reads it now may rely on it, and what is appended next must
-/// not find something else behind itself after another crash.
-fn settle_content(file: &dyn DiskFile, repair: Option<&Repair>) -> Result<()> {
-    if let Some(repair) = repair {
-        file.set_len("log.open.cut", repair.offset)?;
-        tracing::warn!(path = %repair.path.display(), offset = repair.offset, "cut off the torn end of a log");
-    }
-    Ok(file.sync_data("log.open.sync")?)
 }
 
 struct Chain {

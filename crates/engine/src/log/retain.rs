@@ -75,6 +75,7 @@ impl Log {
     pub fn truncate_after(&self, txid: Txid) -> Result<()> {
         let mut writer = self.writer.lock();
         self.check_poison()?;
+        self.settle()?;
         let record = self.find(txid)?.filter(|record| record.info.max == txid);
         let record = record.ok_or(LogError::NoBoundary(txid))?;
         let (segment, end) = record.place();

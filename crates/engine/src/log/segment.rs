@@ -94,6 +94,12 @@ impl Segment {
         }
     }
 
+    /// Nothing is known about what of it a power loss would leave.
+    pub(super) fn not_durable(self) -> Segment {
+        self.durable.store(0, Ordering::Release);
+        self
+    }
+
     /// A segment without records, open for the writer.
     pub(super) fn create(
         disk: &Arc<dyn Disk>,

@@ -74,6 +74,7 @@ impl State {
     pub(super) fn begin(&mut self, log: &Log, sink: &Sink, header: &Header) -> Result<()> {
         log.check_poison()?;
         self.check_follows(header)?;
+        log.settle()?;
         let due =
             || sink.position() >= log.options.segment_bytes || log.rotate.swap(false, Ordering::Relaxed);
         let full = self.target.is_some() && sink.position() > 0 && due();
@@ -96,6 +97,7 @@ impl State {
             return Err(LogError::ResetNeedsSnapshot(header.min_txid));
         }
         log.check_poison()?;
+        log.settle()?;
         self.publish(log, sink)?;
         let name = file_name(log.next_history()?, header.min_txid) + UNFINISHED;
         let (segment, file) = Segment::create(&log.disk, log.dir.join(name), header.min_txid)?;
