@@ -45,6 +45,12 @@ pub(super) async fn handoff(api: Api, query: Query) -> Result<Response, ApiError
     Ok(warp::reply().into_response())
 }
 
+/// `POST /halt`, `DELETE /halt` and `POST /tx`: a replica of LiteFS wants to write here.
+pub(super) async fn halt(_: Api, _: Query) -> Result<Response, ApiError> {
+    let message = "write forwarding (HALT) is not available in this version: write on the primary";
+    Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, message))
+}
+
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let status = match &refusal {

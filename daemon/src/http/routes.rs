@@ -80,7 +80,13 @@ fn writes(api: &Api) -> BoxedFilter<(Response,)> {
             let api = importing.clone();
             async move { into_response(databases::import(api, query, body).await) }
         });
-    route(api, Method::POST, "promote", admin::promote)
+    route(api, Method::POST, "halt", admin::halt)
+        .or(route(api, Method::DELETE, "halt", admin::halt))
+        .unify()
+        .or(route(api, Method::POST, "tx", admin::halt))
+        .unify()
+        .or(route(api, Method::POST, "promote", admin::promote))
+        .unify()
         .or(route(api, Method::POST, "handoff", admin::handoff))
         .unify()
         .or(import)

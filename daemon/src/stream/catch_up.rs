@@ -67,12 +67,12 @@ impl CatchUp {
             return self.unknown(name).map(|()| None);
         };
         loop {
-            if !self.fence.holds() {
-                return Err(StreamBroken::LeaseExpired);
-            }
             let Some(has) = self.lacks(&db) else {
                 return Ok(None);
             };
+            if !self.fence.holds() {
+                return Err(StreamBroken::LeaseExpired);
+            }
             match self.step(&db, has) {
                 Ok(None) => return Ok(None),
                 Ok(Some(now)) => {

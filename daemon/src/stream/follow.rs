@@ -35,9 +35,18 @@ pub struct Follower {
     pub store: Arc<Store>,
     pub hostname: String,
     pub lag: Lag,
-    /// Set once this node has all that the primary had when it connected.
-    pub ready: watch::Sender<bool>,
+    /// What the elector wants to know while the stream goes on.
+    pub news: watch::Sender<News>,
     /// Highest epoch that was seen; an older primary is not followed.
+    pub epoch: u64,
+}
+
+/// What a stream brings besides records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct News {
+    /// This node has all that the primary had when it connected.
+    pub ready: bool,
+    /// The primary's epoch, if it told one.
     pub epoch: u64,
 }
 
@@ -149,7 +158,11 @@ impl Follower {
                 ours: self.epoch,
                 theirs,
             }),
-            Some(_) | None => Ok(()),
+            Some(theirs) => {
+                self.news.send_modify(|news| news.epoch = theirs);
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 }
@@ -218,7 +231,7 @@ impl Receiver {
         while let Some(frame) = Frame::read(&mut reader)? {
             match frame {
                 Frame::Ltx { name } => self.record(&name, &mut reader)?,
-                Frame::Ready => drop(self.follower.ready.send_replace(true)),
+                Frame::Ready => self.follower.news.send_modify(|news| news.ready = true),
                 Frame::End => return Ok(Ended::Cleanly),
                 Frame::Handoff { lease_id } => return Ok(Ended::HandedOver(lease_id)),
                 Frame::Heartbeat { timestamp_ms } => {

@@ -52,6 +52,9 @@ impl Replica {
     }
 
     pub fn order(&self, order: Order) {
+        // What an earlier flush has sent says nothing about the next one.
+        self.progress
+            .send_if_modified(|progress| std::mem::take(&mut progress.flushed));
         self.order.send_replace(order);
     }
 

@@ -15,7 +15,7 @@ impl Elector {
         let standing = self.stand(&recorded).await?;
         let allowed = standing == Standing::Eligible || self.forced;
         if !allowed && standing != self.standing {
-            tracing::warn!(%standing, "not taking the free lease; `litefs-api` POST /promote?force=true overrides this");
+            tracing::warn!(%standing, "not taking the free lease; POST /promote?force=true overrides this");
         }
         self.standing = standing;
         if !allowed {

@@ -231,8 +231,8 @@ impl Elector {
 
     /// What everybody else sees of the end of a term.
     pub(super) fn leave(&mut self, order: &Order) {
-        self.fence.drop_now();
         self.replicas.order_all(order);
+        self.fence.drop_now();
         self.lag.set_unknown();
         self.leadership
             .send_modify(|leadership| leadership.is_primary = false);

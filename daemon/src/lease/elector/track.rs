@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::{Command, Elector, FIRST_PAUSE, LOOK, Next, Refusal, RoundError, primary_of};
 use crate::lease::{Holder, Lease, Sighting};
-use crate::stream::follow::{Ended, FollowError, Follower};
+use crate::stream::follow::{Ended, FollowError, Follower, News};
 
 /// A primary that lets go of its lease has sent everything before; the last of it may still be on its way.
 const GRACE: Duration = Duration::from_millis(300);
@@ -34,12 +34,12 @@ impl Elector {
         self.remember_epoch(primary.epoch).await?;
         // Known before the connection is made: clients look for the primary exactly when it is in trouble.
         self.publish_primary(Some(primary_of(&primary)));
-        let (ready, mut became_ready) = watch::channel(false);
+        let (news, mut told) = watch::channel(News::default());
         let follower = Follower {
             store: Arc::clone(&self.store),
             hostname: self.options.hostname.clone(),
             lag: self.lag.clone(),
-            ready,
+            news,
             epoch: self.epoch(),
         };
         let lease = Arc::clone(&self.lease);
@@ -54,9 +54,9 @@ impl Elector {
                         Ok(ended) => Event::Stream(ended),
                         Err(_) => Event::Moved,
                     },
-                    Ok(()) = became_ready.changed() => {
-                        self.backoff.reset();
-                        self.leadership.send_if_modified(|leadership| !std::mem::replace(&mut leadership.ready, true));
+                    Ok(()) = told.changed() => {
+                        let news = *told.borrow_and_update();
+                        self.take_news(news).await?;
                     }
                     Some(command) = self.commands.recv() => self.command_while_replica(command, &primary),
                     () = self.shutdown.cancelled() => break Event::Shutdown,
@@ -81,6 +81,16 @@ impl Elector {
             }
             Event::Moved | Event::Shutdown => Ok(Next::Round),
         }
+    }
+
+    async fn take_news(&mut self, news: News) -> Result<(), RoundError> {
+        self.remember_epoch(news.epoch).await?;
+        if news.ready {
+            self.backoff.reset();
+            self.leadership
+                .send_if_modified(|leadership| !std::mem::replace(&mut leadership.ready, true));
+        }
+        Ok(())
     }
 
     fn command_while_replica(&self, command: Command, primary: &Holder) {
