@@ -1,0 +1,206 @@
+//! `litefs mount` as a process: its start, its end, its exit codes. Needs root and /dev/fuse.
+
+use std::io::Read;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Daemon {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Daemon {
+    /// Starts a node with this `lease` section and these further lines.
+    fn start(lease: &str, more: &str) -> Daemon {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().display();
+        let text = format!(
+            "data: {{dir: {root}/data}}\nfuse: {{dir: {root}/mnt}}\nlease: {lease}\n{}\n{more}\n",
+            if more.contains("http:") {
+                ""
+            } else {
+                "http: {addr: '127.0.0.1:0'}"
+            },
+        );
+        std::fs::write(dir.path().join("litefs.yml"), text).unwrap();
+        let child = litefs(dir.path()).spawn().unwrap();
+        Daemon { child, dir }
+    }
+
+    fn mount(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    fn is_mounted(&self) -> bool {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let path = self.mount();
+        mounts
+            .lines()
+            .any(|line| line.split(' ').nth(1).is_some_and(|at| Path::new(at) == path))
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    #[track_caller]
+    fn eventually(&mut self, what: &str, mut condition: impl FnMut(&mut Daemon) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !condition(self) {
+            assert!(Instant::now() < deadline, "{what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits for the end; exit code, standard output and standard error.
+    #[track_caller]
+    fn end(&mut self) -> (Option<i32>, String, String) {
+        self.eventually("the daemon ends", |daemon| {
+            daemon.child.try_wait().unwrap().is_some()
+        });
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        self.child
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut stdout)
+            .unwrap();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut stderr)
+            .unwrap();
+        (self.child.wait().unwrap().code(), stdout, stderr)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = nix::mount::umount2(&self.mount(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+fn litefs(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_litefs"));
+    command.args(["mount", "-config"]).arg(dir.join("litefs.yml"));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+const PRIMARY: &str = "{type: static, hostname: one, advertise-url: 'http://127.0.0.1:1'}";
+const REPLICA: &str = "{type: static, candidate: false, hostname: one, advertise-url: 'http://127.0.0.1:1'}";
+
+#[test]
+fn a_signal_ends_a_node_cleanly_even_with_open_files_and_twice() {
+    let mut daemon = Daemon::start(PRIMARY, "");
+    daemon.eventually("the mount can be written", |daemon| {
+        daemon.is_mounted() && std::fs::write(daemon.mount().join("file"), "x").is_ok()
+    });
+    let open = std::fs::File::open(daemon.mount().join("file")).unwrap();
+    daemon.signal(Signal::SIGTERM);
+    daemon.signal(Signal::SIGINT);
+    let (code, stdout, stderr) = daemon.end();
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    assert!(
+        stdout.contains("signal received, litefs shutting down"),
+        "{stdout}"
+    );
+    assert!(stdout.contains("litefs shut down complete"), "{stdout}");
+    assert!(!daemon.is_mounted());
+    drop(open);
+}
+
+#[test]
+fn a_signal_ends_a_node_that_waits_for_its_primary() {
+    let mut daemon = Daemon::start(REPLICA, "");
+    daemon.eventually("the node is mounted and waits", |daemon| daemon.is_mounted());
+    daemon.signal(Signal::SIGTERM);
+    let (code, stdout, stderr) = daemon.end();
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    assert!(!stdout.contains("waiting for signal or subprocess"), "{stdout}");
+    assert!(!daemon.is_mounted());
+}
+
+#[test]
+fn a_signal_at_any_moment_of_the_start_ends_it() {
+    for delay in [0, 5, 15, 30, 50, 80, 120] {
+        let mut daemon = Daemon::start(PRIMARY, "");
+        // The moment is what varies here; there is no condition to wait for.
+        std::thread::sleep(Duration::from_millis(delay));
+        daemon.signal(Signal::SIGTERM);
+        daemon.eventually("the daemon ends", |daemon| {
+            daemon.child.try_wait().unwrap().is_some()
+        });
+        let status = daemon.child.wait().unwrap();
+        let before_it_listened = std::os::unix::process::ExitStatusExt::signal(&status) == Some(15);
+        assert!(
+            status.success() || before_it_listened,
+            "after {delay} ms: {status}"
+        );
+        daemon.eventually("nothing stays mounted", |daemon| !daemon.is_mounted());
+    }
+}
+
+#[test]
+fn a_taken_port_is_an_error_with_a_hint() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let http = format!("http: {{addr: '{}'}}", taken.local_addr().unwrap());
+    let (code, _, stderr) = Daemon::start(PRIMARY, &http).end();
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("ERROR: cannot listen on 127.0.0.1:"), "{stderr}");
+    assert!(stderr.contains("hint: set `http.addr`"), "{stderr}");
+}
+
+#[test]
+fn a_failed_start_stays_alive_where_that_is_wanted() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let more = format!(
+        "http: {{addr: '{}'}}\nexit-on-error: false",
+        taken.local_addr().unwrap()
+    );
+    let mut daemon = Daemon::start(PRIMARY, &more);
+    let mut seen = Vec::new();
+    let stderr = daemon.child.stderr.as_mut().unwrap();
+    while !String::from_utf8_lossy(&seen).contains("staying alive") {
+        let mut byte = [0];
+        assert_eq!(
+            stderr.read(&mut byte).unwrap(),
+            1,
+            "{}",
+            String::from_utf8_lossy(&seen)
+        );
+        seen.push(byte[0]);
+    }
+    assert!(daemon.child.try_wait().unwrap().is_none());
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.end().0, Some(1));
+}
+
+#[test]
+fn configuration_errors_name_key_line_and_remedy() {
+    for (more, expected) in [
+        (
+            "proxy: {target: 'localhost:80', addr: ':81', db: x}",
+            "`proxy.target` is set to \"localhost:80\"",
+        ),
+        ("exec: serve", "`exec` is set to \"serve\""),
+        ("no-such-key: 1", "no-such-key"),
+    ] {
+        let (code, _, stderr) = Daemon::start(PRIMARY, more).end();
+        assert_eq!(code, Some(2), "{stderr}");
+        assert!(stderr.contains(expected) && stderr.contains("hint: "), "{stderr}");
+    }
+    let (code, _, stderr) = Daemon::start("{}", "").end();
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("lease type must be set"), "{stderr}");
+}
