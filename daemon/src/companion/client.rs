@@ -75,6 +75,11 @@ impl Companion {
         self.open(path, true, Fence::Shm)
     }
 
+    /// Opens the wal-index of a client, for the guardian's sake.
+    pub(crate) fn open_existing_shm(&self, path: &Path) -> io::Result<OpenedFile> {
+        self.open(path, false, Fence::Shm)
+    }
+
     fn open(&self, path: &Path, create: bool, fence: Fence) -> io::Result<OpenedFile> {
         let id = self.id();
         let task = Task::Open {

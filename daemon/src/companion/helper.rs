@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,6 +49,8 @@ pub(super) struct Helper {
     lock: Option<OwnedFd>,
     pid: AtomicU32,
     living: Mutex<Option<Living>>,
+    /// Nothing is started any more.
+    stopped: AtomicBool,
 }
 
 struct Living {
@@ -67,6 +69,7 @@ impl Helper {
             lock,
             pid: AtomicU32::new(0),
             living: Mutex::new(None),
+            stopped: AtomicBool::new(false),
         };
         helper.socket().map(drop)?;
         Ok(helper)
@@ -109,6 +112,7 @@ impl Helper {
 
     /// Lets the process end in good order and collects it. One that hangs in a request to the dying mount ends with the mount.
     pub(super) fn stop(&self, patience: Duration) {
+        self.stopped.store(true, Ordering::Relaxed);
         let Some(mut living) = self.living.lock().take() else {
             return;
         };
@@ -136,6 +140,9 @@ impl Helper {
     /// The connection to a living process, started anew if the last one died.
     fn socket(&self) -> io::Result<(Arc<OwnedFd>, Waiting)> {
         let mut living = self.living.lock();
+        if self.stopped.load(Ordering::Relaxed) {
+            return Err(self.gone());
+        }
         let dead = living
             .as_ref()
             .is_some_and(|living| living.waiting.lock().is_none());

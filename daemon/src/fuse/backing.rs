@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{self, AT_FDCWD, AtFlags, OFlag, RenameFlags};
@@ -218,6 +218,11 @@ pub(crate) fn join(parent: &[u8], name: &OsStr) -> Vec<u8> {
     }
     path.extend_from_slice(name.as_bytes());
     path
+}
+
+/// A path in bytes as the standard library wants it.
+pub(crate) fn to_path(path: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(path))
 }
 
 impl Moment {

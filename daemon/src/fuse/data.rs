@@ -111,6 +111,10 @@ impl Edge {
             keep_cache,
         } = node.open_handle(self.transfer(part.as_ref()), || register(&file));
         let side = part.as_ref().map(|(_, side)| *side);
+        let is_opener = self.companion.is_opener(caller.pid);
+        if side == Some(Side::Shm) && transfer == Transfer::Passthrough && !is_opener {
+            self.shm_keeper.opened(&node);
+        }
         if side == Some(Side::Wal) {
             if transfer == Transfer::Passthrough {
                 self.wal_watch.add(&node);
@@ -127,7 +131,7 @@ impl Edge {
             flags |= FopenFlags::FOPEN_KEEP_CACHE;
         }
         // A raw writer of a main file learns from `close` that its bytes are a transaction; nobody else waits for FLUSH.
-        let waits = writable && side == Some(Side::Database) && !self.companion.is_opener(caller.pid);
+        let waits = writable && side == Some(Side::Database) && !is_opener;
         if !waits {
             flags |= FopenFlags::FOPEN_NOFLUSH;
         }

@@ -13,6 +13,7 @@ use super::handle::Handles;
 use super::node::{self, Node, NodeTable, Part, Transfer};
 use super::presence::Presence;
 use super::requests::{FileKind, Op, Requests};
+use super::shm_keeper::ShmKeeper;
 use super::virtual_files::VirtualFiles;
 use super::wal_watch::WalWatch;
 use crate::companion::Companion;
@@ -29,6 +30,7 @@ pub(crate) struct Edge {
     pub(crate) presence: Arc<Presence>,
     pub(crate) requests: Arc<Requests>,
     pub(crate) wal_watch: WalWatch,
+    pub(crate) shm_keeper: ShmKeeper,
     pub(crate) started: SystemTime,
     /// Its opener opens files for the daemon: closing such a file waits for nothing.
     pub(crate) companion: Arc<Companion>,

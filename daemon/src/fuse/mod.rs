@@ -8,7 +8,8 @@
 //! * `serve`: decodes requests and replies; `tree` (names), `data` (files), `readdir`: carry them out; `edge`: the state and the rules
 //! * `node`: the inodes the kernel knows; `handle`: open files; `backing`: system calls on the backing tree
 //! * `virtual_files`, [`Presence`]: `.primary`, `.lag`, `NAME-pos`, `NAME-lock`
-//! * `kernel`: what the engine asks of the mount; `wal_watch`: the asynchronous trigger of capture
+//! * `kernel`: what the engine asks of the mount; `wal_watch`: the asynchronous trigger of capture;
+//!   `shm_keeper`: what the guardian needs
 //! * [`Requests`]: how often the kernel asked for what
 //!
 //! Invariants: no thread that serves requests sends one to its own mount; no lock of the edge is held while the engine is called; an errno
@@ -29,11 +30,12 @@ mod readdir;
 mod requests;
 mod serve;
 mod session;
+mod shm_keeper;
 mod tree;
 mod virtual_files;
 mod wal_watch;
 
 pub use mount::{FSNAME, MountError, detach_stale};
 pub use presence::{Lag, Presence};
-pub use requests::{FUSE_REQUESTS_TOTAL, FileKind, Op, Requests, Snapshot};
+pub use requests::{FileKind, Op, Requests, Snapshot};
 pub use session::{Mount, MountOptions, Passthrough};

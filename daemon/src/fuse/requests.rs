@@ -9,8 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use metrics::Counter;
 
-/// Name of the metric.
-pub const FUSE_REQUESTS_TOTAL: &str = "litefs_fuse_requests_total";
+use crate::metrics::FUSE_REQUESTS_TOTAL;
 
 /// What a request is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +61,6 @@ struct Cell {
 
 impl Requests {
     pub(crate) fn new() -> Requests {
-        metrics::describe_counter!(FUSE_REQUESTS_TOTAL, "Requests received from the kernel.");
         Requests {
             cells: OPS.iter().map(|_| Default::default()).collect(),
         }

@@ -23,12 +23,13 @@ use super::node::{NodeTable, ROOT};
 use super::presence::Presence;
 use super::requests::Requests;
 use super::serve::Serve;
+use super::shm_keeper::ShmKeeper;
 use super::virtual_files::{PRIMARY_NAME, VirtualFiles};
 use super::wal_watch::WalWatch;
 use crate::companion::Companion;
 
 /// How long a stop waits for clients to close their files before it leaves them to themselves.
-const STOP_PATIENCE: Duration = Duration::from_secs(2);
+const STOP_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Whether `-wal`, `-shm` and `-journal` are passed through (mode K) or intercepted (mode D).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,6 +113,9 @@ impl Mount {
             })?;
         let (session, notifier) = serving;
         let watcher = edge.wal_watch.spawn(store).map_err(failed("watch WALs of"))?;
+        edge.shm_keeper
+            .spawn(companion.clone(), path.clone())
+            .map_err(failed("guard"))?;
         let kernel = Arc::new(MountKernel::new(
             edge.clone(),
             notifier.clone(),
@@ -169,6 +173,7 @@ impl Mount {
         let Some(session) = self.session.take() else {
             return Ok(());
         };
+        self.edge.shm_keeper.stop();
         self.detach.detach()?;
         let deadline = Instant::now() + STOP_PATIENCE;
         while !session.guard.is_finished() && Instant::now() < deadline {
@@ -204,6 +209,7 @@ fn new_edge(
     let stacked = statfs(&files_dir)?.filesystem_type() == OVERLAYFS_SUPER_MAGIC;
     Ok(Arc::new(Edge {
         table: NodeTable::new(backing::open_root(&files_dir)?)?,
+        shm_keeper: ShmKeeper::new(files_dir.clone()),
         files_dir,
         store,
         companion,

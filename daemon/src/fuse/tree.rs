@@ -199,6 +199,7 @@ impl Edge {
             && let Some(node) = self.table.by_inode(before.st_ino)
         {
             node.detach_name();
+            self.shm_keeper.lost_name(before.st_ino);
         }
     }
 
