@@ -26,6 +26,8 @@ use crate::wire::{Direction, LinkPolicy};
 const SUPERVISOR_START: Duration = Duration::from_secs(30);
 /// How long a node may take to end after SIGTERM.
 pub(crate) const STOP: Duration = Duration::from_secs(30);
+/// How long the other nodes of a new cluster wait for the first one.
+const FIRST_PRIMARY: Duration = Duration::from_secs(3);
 /// How long a supervisor may live without listening.
 const MOMENT: Duration = Duration::from_secs(2);
 /// Between two looks at a cluster that is waited for.
@@ -56,6 +58,7 @@ impl Cluster {
         binary::litefs_dev()?;
         let spec = options::spec(&options, &directory)?;
         let since = Instant::now();
+        let is_new = !directory.exists();
         std::fs::create_dir_all(directory.path()).map_err(Error::file("creating", directory.path()))?;
         let directory = ClusterDirectory::at(directory.path())?;
         directory.save_spec(&spec)?;
@@ -66,6 +69,7 @@ impl Cluster {
             since,
         };
         cluster.start_supervisor()?;
+        cluster.start_nodes(spec.node_stations(), is_new)?;
         Ok(cluster)
     }
 
@@ -361,6 +365,24 @@ impl Cluster {
         )
     }
 
+    /// In a new cluster n1 is first, and so becomes the primary, as everybody expects.
+    fn start_nodes(&self, mut nodes: impl Iterator<Item = Station>, is_new: bool) -> Result<()> {
+        if let Some(first) = nodes.next() {
+            self.at(first).start()?;
+            let primary = Condition::Role {
+                node: Some(first),
+                role: NodeRole::Primary,
+            };
+            let start = Instant::now();
+            while is_new && self.wait(&primary, GLANCE).is_err() && start.elapsed() < FIRST_PRIMARY {
+                if self.check_processes().is_err() {
+                    break;
+                }
+            }
+        }
+        nodes.try_for_each(|node| self.at(node).start())
+    }
+
     fn start_supervisor(&self) -> Result<()> {
         let log = self.directory.supervisor_log();
         let output = OpenOptions::new()
@@ -395,7 +417,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// The supervisor listens before it starts the nodes and answers after.
+    /// The supervisor answers once the lease server does.
     fn answers(&self) -> bool {
         let connected = self.directory.connect();
         connected

@@ -154,9 +154,13 @@ fn the_command_line_leads_through_a_life() {
             .map(|node| node["role"].as_str().unwrap().to_owned())
             .collect()
     };
-    let mut sorted = roles(&before);
-    sorted.sort();
-    assert_eq!(sorted, ["primary", "replica"]);
+    assert_eq!(
+        roles(&before),
+        ["primary", "replica"],
+        "the first node of a new cluster is its first primary"
+    );
+    succeed(root, &["wait", "--role", "n2=replica"]);
+    assert!(succeed(root, &["exec", "primary", "--", "sh", "-c", "echo $LITEFS_NODE"]).contains("n1"));
     assert!(fail(root, &up).contains("is running already"));
 
     succeed(root, &["link", "n1", "n2", "--delay", "20ms", "--loss", "1%"]);

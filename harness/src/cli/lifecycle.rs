@@ -1,9 +1,8 @@
 //! Commands that start and end processes: of one node (or the lease server), or of the whole cluster.
 
 use anyhow::Result;
-use litefs_dev::Station;
 
-use super::Which;
+use super::{Target, Which};
 
 macro_rules! one_station {
     ($(#[doc = $about:literal])* $name:ident, $call:ident, $done:literal) => {
@@ -12,15 +11,16 @@ macro_rules! one_station {
         pub(super) struct $name {
             #[command(flatten)]
             which: Which,
-            /// n1, n2, … or lease
+            /// n1, n2, …, primary or lease
             #[arg(required = true, value_name = "NODE")]
-            nodes: Vec<Station>,
+            nodes: Vec<Target>,
         }
 
         impl $name {
             pub(super) fn run(self) -> Result<()> {
                 let cluster = self.which.open()?;
-                for node in self.nodes {
+                for target in self.nodes {
+                    let node = target.find(&cluster)?;
                     cluster.at(node).$call()?;
                     println!("{node} {}", $done);
                 }

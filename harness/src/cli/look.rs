@@ -3,12 +3,13 @@
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use clap::ValueEnum;
 use litefs_dev::directory::{self, ClusterDirectory};
 use litefs_dev::{ClusterStatus, Condition, NodeRole, ProcessState, Station};
 use serde_json::json;
 
-use super::{Which, print_json, table};
+use super::{Target, Which, print_json, table};
 
 /// Show roles, positions, mounts, URLs and faults
 #[derive(clap::Args)]
@@ -152,7 +153,7 @@ impl List {
 pub(super) struct Logs {
     #[command(flatten)]
     which: Which,
-    /// n1, n2, …, lease or supervisor
+    /// n1, n2, …, primary, lease or supervisor
     node: String,
     /// Go on printing what is added
     #[arg(short, long)]
@@ -164,7 +165,7 @@ impl Logs {
         let cluster = self.which.open()?;
         let path = match self.node.as_str() {
             "supervisor" => cluster.directory().supervisor_log(),
-            station => cluster.at(station.parse()?).log(),
+            station => cluster.at(station.parse::<Target>()?.find(&cluster)?).log(),
         };
         let mut file = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
         let mut output = std::io::stdout().lock();
@@ -196,9 +197,9 @@ pub(super) struct Wait {
     which: Which,
     /// The node; without it some node (--role) or all live nodes (--position, --caught-up)
     node: Option<Station>,
-    /// A role is held
-    #[arg(long, value_enum, group = "condition")]
-    role: Option<NodeRole>,
+    /// A role is held: primary, replica or down; or by a node: n2=primary
+    #[arg(long, value_name = "[NODE=]ROLE", group = "condition")]
+    role: Option<String>,
     /// A transaction (hexadecimal, as the status shows it) is applied
     #[arg(long, value_name = "DB=TXID", group = "condition")]
     position: Option<String>,
@@ -213,7 +214,7 @@ impl Wait {
     pub(super) fn run(self) -> Result<()> {
         let node = self.node;
         let condition = match (self.role, self.position, self.caught_up) {
-            (Some(role), _, _) => Condition::Role { node, role },
+            (Some(role), _, _) => role_condition(node, &role)?,
             (_, Some(position), _) => {
                 let (database, txid) = position
                     .rsplit_once('=')
@@ -231,6 +232,16 @@ impl Wait {
         println!("after {:.2} s: {condition}", waited.as_secs_f64());
         Ok(())
     }
+}
+
+fn role_condition(node: Option<Station>, text: &str) -> Result<Condition> {
+    let (node, role) = match text.split_once('=') {
+        Some((name, role)) => (Some(name.parse()?), role),
+        None => (node, text),
+    };
+    let role = NodeRole::from_str(role, true)
+        .map_err(|_| anyhow!("{role:?} is no role: primary, replica or down"))?;
+    Ok(Condition::Role { node, role })
 }
 
 /// Compare all live nodes: positions, bytes (CRC-64/XZ of each export) and SQLite's integrity_check

@@ -9,7 +9,7 @@ mod up;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use litefs_dev::Cluster;
+use litefs_dev::{Cluster, Station};
 
 /// A LiteFS cluster on this machine, with faults on demand.
 ///
@@ -43,6 +43,34 @@ struct Which {
 impl Which {
     fn open(&self) -> litefs_dev::Result<Cluster> {
         Cluster::open(self.name.as_deref())
+    }
+}
+
+/// A node by name, or by what it is at the moment.
+#[derive(Clone)]
+enum Target {
+    Primary,
+    Station(Station),
+}
+
+impl std::str::FromStr for Target {
+    type Err = litefs_dev::Error;
+
+    fn from_str(text: &str) -> litefs_dev::Result<Self> {
+        if text == "primary" {
+            Ok(Self::Primary)
+        } else {
+            text.parse().map(Self::Station)
+        }
+    }
+}
+
+impl Target {
+    fn find(&self, cluster: &Cluster) -> litefs_dev::Result<Station> {
+        match self {
+            Self::Primary => cluster.primary().map(|node| node.station()),
+            Self::Station(station) => Ok(*station),
+        }
     }
 }
 

@@ -6,19 +6,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use litefs_dev::Station;
 use litefs_dev::lease::LeaseServer as Server;
 use litefs_dev::sql::{self, Rows};
 use serde_json::{Map, Value};
 
-use super::{Which, print_json};
+use super::{Target, Which, print_json};
 
 /// Run SQL on a database of a node and print the rows
 #[derive(clap::Args)]
 pub(super) struct Sql {
     #[command(flatten)]
     which: Which,
-    node: Station,
+    /// n1, n2, … or primary
+    node: Target,
     /// Name of the database in the mount
     #[arg(value_name = "DB")]
     database: String,
@@ -37,9 +37,10 @@ pub(super) struct Sql {
 impl Sql {
     pub(super) fn run(self) -> Result<()> {
         let cluster = self.which.open()?;
-        let result = cluster
-            .at(self.node)
-            .sql_within(&self.database, &self.sql, self.busy_timeout)?;
+        let result =
+            cluster
+                .at(self.node.find(&cluster)?)
+                .sql_within(&self.database, &self.sql, self.busy_timeout)?;
         if self.json {
             let object = |row: &Vec<Value>| -> Map<String, Value> {
                 result.columns.iter().cloned().zip(row.iter().cloned()).collect()
@@ -61,7 +62,8 @@ impl Sql {
 pub(super) struct Exec {
     #[command(flatten)]
     which: Which,
-    node: Station,
+    /// n1, n2, … or primary
+    node: Target,
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<std::ffi::OsString>,
 }
@@ -70,7 +72,11 @@ impl Exec {
     pub(super) fn run(self) -> Result<()> {
         let cluster = self.which.open()?;
         let (program, arguments) = self.command.split_first().context("no command")?;
-        let error = cluster.at(self.node).exec(program)?.args(arguments).exec();
+        let error = cluster
+            .at(self.node.find(&cluster)?)
+            .exec(program)?
+            .args(arguments)
+            .exec();
         Err(error).with_context(|| format!("running {}", program.to_string_lossy()))
     }
 }

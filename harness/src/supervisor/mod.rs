@@ -117,22 +117,19 @@ impl Supervisor {
         })
     }
 
-    /// Starts the lease server, then all nodes at once.
-    fn start_all(&self) -> Result<()> {
+    /// Writes the nodes' configurations and starts the lease server. The nodes are started by request.
+    fn prepare(&self) -> Result<()> {
+        let root = nix::unistd::geteuid().is_root() && !self.user_namespace;
         for node in self.spec.node_stations() {
-            let (config, root) = (
-                self.directory.config(node),
-                nix::unistd::geteuid().is_root() && !self.user_namespace,
-            );
             for directory in [self.directory.data(node), self.directory.mount(node)] {
                 std::fs::create_dir_all(&directory).map_err(Error::file("creating", &directory))?;
             }
+            let config = self.directory.config(node);
             let content = self.spec.litefs_yml(&self.directory, node, root);
             std::fs::write(&config, content).map_err(Error::file("writing", &config))?;
         }
         self.start(Station::LEASE)?;
-        self.wait_for_lease()?;
-        self.spec.node_stations().try_for_each(|node| self.start(node))
+        self.wait_for_lease()
     }
 
     fn wait_for_lease(&self) -> Result<()> {

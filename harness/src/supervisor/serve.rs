@@ -15,10 +15,10 @@ pub(super) fn end_signals() -> SigSet {
         .collect()
 }
 
-/// Starts the cluster, then answers requests, each on a thread of its own.
+/// Starts the lease server, then answers requests, each on a thread of its own.
 pub(super) fn serve(supervisor: &Arc<Supervisor>, listener: &UnixListener) {
-    if let Err(error) = supervisor.start_all() {
-        tracing::error!(%error, "the cluster cannot be started");
+    if let Err(error) = supervisor.prepare() {
+        tracing::error!(%error, "the lease server cannot be started");
         supervisor.shut_down();
         std::process::exit(1);
     }
