@@ -70,8 +70,9 @@ impl Database {
     /// Replaces the content. The clients' journal mode stays where they are connected in WAL mode.
     pub(crate) fn import(self: &Arc<Self>, image: &Image) -> Result<Pos> {
         let deadline = Instant::now() + PATIENCE;
+        let _turn = self.backlog.receiving.lock();
         let _locks = loop {
-            match WriterLock::take(self) {
+            match self.lock_for(image) {
                 Ok(locks) => break locks,
                 Err(Error::Busy { .. }) if Instant::now() < deadline => std::thread::sleep(LOOK),
                 Err(error) => return Err(error),
@@ -80,10 +81,30 @@ impl Database {
         self.drain()?;
         {
             let mut state = self.state.lock();
+            self.check_usable(&state)?;
+            if self.log.tail().is_some_and(|tail| tail.pos() != state.pos) {
+                return Err(self.busy("an import that is being applied"));
+            }
             self.log_image(&mut state, image)?;
         }
-        self.apply_pending(deadline)?;
+        // What is in the log will be applied, if not now then when its clients let it.
+        self.apply_pending(deadline)
+            .inspect_err(|_| self.start_worker())?;
         Ok(self.position())
+    }
+
+    /// Keeps writers away; if the WAL cannot take the image up, everybody.
+    fn lock_for(&self, image: &Image) -> Result<WriterLock> {
+        let page_size = self.state.lock().page_size();
+        if page_size.is_none_or(|page_size| page_size == image.header.page_size) {
+            return WriterLock::take(self);
+        }
+        self.empty_wal(image.header.page_size)?;
+        let locks = WriterLock::take_exclusive(self)?;
+        match self.state.lock().wal.frames() {
+            0 => Ok(locks),
+            _ => Err(self.busy("the WAL")),
+        }
     }
 
     /// Appends the difference between the database and the image as a record, without changing the database yet.
@@ -113,7 +134,8 @@ impl Database {
             .max(image.header.change_counter)
             .wrapping_add(1);
         let mut appender = self.log.appender()?;
-        let mut append = appender.begin(header, RecordMeta::new(Origin::Captured))?;
+        // Not `Captured`: after a crash the files follow the log.
+        let mut append = appender.begin(header, RecordMeta::new(Origin::Applied))?;
         for pgno in Pgno::up_to(image.pages).filter(|pgno| *pgno != page_size.lock_page()) {
             image.read(pgno, &mut page)?;
             if pgno == Pgno::FIRST {

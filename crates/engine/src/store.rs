@@ -337,15 +337,30 @@ impl Store {
     fn promote(&self, role: Role) -> Result<()> {
         let deadline = Instant::now() + ROLE_PATIENCE;
         for db in self.databases() {
-            if let Err(error) = db.apply_pending(deadline) {
+            match db.apply_pending(deadline) {
+                Ok(()) => {}
+                // It needs a snapshot from a node that has it; that is no reason to refuse all the others.
+                Err(error @ Error::Quarantined { .. }) => {
+                    tracing::error!(db = %db.name(), %error, "becoming primary without this database");
+                }
                 // The database stays behind its log until its clients let go; its records are not lost.
-                tracing::warn!(db = %db.name(), %error, "becoming primary with records that are not applied yet");
-                return Err(error);
+                Err(error) => return Err(error),
             }
         }
-        *self.shared.role.write() = role;
-        self.shared.primary.store(true, Ordering::Release);
-        for db in self.databases() {
+        let databases = self.databases();
+        {
+            // A record that arrives in between is refused, or applied by another attempt.
+            let _turns: Vec<_> = databases.iter().map(|db| db.backlog.receiving.lock()).collect();
+            if let Some(db) = databases
+                .iter()
+                .find(|db| !db.is_caught_up() && !db.is_suspended())
+            {
+                return Err(db.busy("records that arrived at the last moment"));
+            }
+            *self.shared.role.write() = role;
+            self.shared.primary.store(true, Ordering::Release);
+        }
+        for db in databases {
             db.unfence();
             self.shared.settler.watch(db.name());
         }

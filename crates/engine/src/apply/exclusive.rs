@@ -4,8 +4,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use ltx::Checksum;
-use sqlite_format::Pgno;
 use sqlite_format::locks::{PENDING_BYTE, RESERVED_BYTE, SHARED_FIRST, SHARED_SIZE};
+use sqlite_format::{PageSize, Pgno};
 
 use super::pages::ChangedPages;
 use crate::database::Database;
@@ -53,7 +53,7 @@ impl Database {
     pub(super) fn apply_exclusive(&self, record: &Record) -> Result<()> {
         // What is in the main file must be in the log, whatever reaches the disk first.
         self.log.sync()?;
-        self.leave_wal(record)?;
+        self.empty_wal(record.info.page_size)?;
         self.create_file()?;
         let path = self.name.file(Side::Database);
         let taken = Exclusive::take(self.locks()?).map_err(Error::io("database.lock", &path))?;
@@ -73,12 +73,12 @@ impl Database {
     }
 
     /// Another page size cannot be reached through the WAL: it is emptied first.
-    fn leave_wal(&self, record: &Record) -> Result<()> {
+    pub(crate) fn empty_wal(&self, wanted: PageSize) -> Result<()> {
         let in_the_way = self
             .state
             .lock()
             .wal_page_size()
-            .is_some_and(|page_size| page_size != record.info.page_size);
+            .is_some_and(|page_size| page_size != wanted);
         if in_the_way {
             let path = self.name.file(Side::Wal);
             let kernel = self.shared.kernel();
@@ -113,7 +113,7 @@ impl Database {
         let file = state.backing.get_or_create(Side::Database)?;
         let path = state.backing.path(Side::Database).to_owned();
         let mut changes: Vec<(Pgno, Checksum)> = Vec::new();
-        while let Some(page) = pages.next(&state.table)? {
+        while let Some(page) = pages.next(&state)? {
             file.write_all_at(&page.data, page.pgno.offset(page_size))
                 .map_err(Error::io("database.write", &path))?;
             changes.push((page.pgno, page.checksum));
@@ -128,7 +128,7 @@ impl Database {
             state.table.set(*pgno, *checksum);
         }
         state.applied(record);
-        self.check_rolling(&mut state)?;
+        self.check_rolling(&mut state, record)?;
         Ok(changes.into_iter().map(|(pgno, _)| pgno).collect())
     }
 

@@ -33,6 +33,14 @@ impl WriterLock {
                 _writer: Writer::take(db)?,
             });
         }
+        WriterLock::take_exclusive(db)
+    }
+
+    /// Takes the lock that leaves nobody connected, whatever the journal mode.
+    pub(crate) fn take_exclusive(db: &Database) -> Result<WriterLock> {
+        if db.state.lock().backing.get(Side::Database)?.is_none() {
+            return Ok(WriterLock::Nobody);
+        }
         let path = db.name.file(Side::Database);
         let taken = Exclusive::take(db.locks()?).map_err(Error::io("database.lock", path))?;
         let guard = taken.map_err(|lock| Error::Busy {

@@ -22,8 +22,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ltx::{Pos, Txid};
+use ltx::{Checksum, Pos, Txid};
 use parking_lot::Mutex;
+use sqlite_format::Pgno;
 use sqlite_format::header::JournalMode;
 use sqlite_format::wal_index::lock as wal_lock;
 
@@ -32,7 +33,7 @@ use crate::database::backing::Content;
 use crate::database::state::State;
 use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::log::{Origin, Record, RecordMeta};
+use crate::log::{Origin, Record, RecordInfo, RecordMeta};
 use crate::name::Side;
 
 /// How long a receiver waits for locks before it leaves the record to the worker.
@@ -74,6 +75,12 @@ impl Database {
             .map_err(Error::io("stream.read", "record header"))?;
         let header = ltx::Header::parse(&head).map_err(|e| Error::Ltx(e.into()))?;
         let have = self.received();
+        if self.shared.is_primary() {
+            return Err(Error::Invalid(format!(
+                "{}: a primary does not take records",
+                self.name
+            )));
+        }
         if !header.follows(have) {
             return Err(Error::PositionMismatch {
                 db: self.name.clone(),
@@ -81,7 +88,7 @@ impl Database {
                 wanted: header.pre_apply_pos(),
             });
         }
-        let resets = header.is_snapshot() && !have.is_zero();
+        let resets = header.is_snapshot() && self.log.tail().is_some();
         let meta = RecordMeta::new(if header.is_snapshot() {
             Origin::Snapshot
         } else {
@@ -99,6 +106,10 @@ impl Database {
         };
         appender.flush()?;
         drop(appender);
+        if resets && self.is_suspended() {
+            // The files are at no position at all: even a snapshot of the one they claim is applied.
+            self.state.lock().pos = Pos::ZERO;
+        }
         self.shared.events.publish(&Event::Received {
             db: self.name.clone(),
             txid: info.max,
@@ -113,7 +124,7 @@ impl Database {
             return;
         }
         match self.apply_pending(Instant::now() + INLINE) {
-            Ok(()) => return,
+            Ok(()) | Err(Error::Quarantined { .. }) => return,
             Err(Error::Busy { .. }) => {}
             Err(error) => tracing::error!(db = %self.name, %error, "cannot apply, trying again"),
         }
@@ -165,7 +176,7 @@ impl Database {
     }
 
     /// Applies on a thread of its own until nothing is left.
-    fn start_worker(self: &Arc<Self>) {
+    pub(crate) fn start_worker(self: &Arc<Self>) {
         if self.backlog.worker.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -185,12 +196,15 @@ impl Database {
                 Ok(()) => {
                     self.backlog.worker.store(false, Ordering::Release);
                     // A record received just before the flag fell is nobody else's.
-                    if self.position() == self.received() || self.backlog.worker.swap(true, Ordering::AcqRel)
+                    if self.log.tail().is_none_or(|tail| tail.pos() == self.position())
+                        || self.backlog.worker.swap(true, Ordering::AcqRel)
                     {
                         return;
                     }
                 }
                 Err(Error::Busy { .. }) => {}
+                // A snapshot is needed; it will begin a new attempt.
+                Err(Error::Quarantined { .. }) => break,
                 Err(error) => {
                     tracing::error!(db = %self.name, %error, "cannot apply, trying again");
                     std::thread::sleep(PATIENCE);
@@ -201,6 +215,7 @@ impl Database {
     }
 
     fn apply(&self, record: &Record) -> Result<()> {
+        self.check_base(record)?;
         match self.method(record)? {
             Method::Wal => self.apply_wal(record)?,
             Method::Exclusive => self.apply_exclusive(record)?,
@@ -252,7 +267,9 @@ impl Database {
             state.wal.reset();
             state.wal.present = false;
             state.table.truncate(0);
+            state.scratch.settle();
             state.applied(record);
+            self.resume(&mut state);
         }
         self.forget_locks();
         let kernel = self.shared.kernel();
@@ -262,7 +279,7 @@ impl Database {
         Ok(())
     }
 
-    fn busy(&self, lock: &'static str) -> Error {
+    pub(crate) fn busy(&self, lock: &'static str) -> Error {
         Error::Busy {
             db: self.name.clone(),
             lock,
@@ -270,14 +287,51 @@ impl Database {
     }
 
     /// The table must say what the record promises; if it does not, this node has something else than the primary.
-    fn check_rolling(&self, state: &mut State) -> Result<()> {
-        if state.table.rolling() == state.pos.post_apply {
+    /// A snapshot that does puts an end to all doubts.
+    fn check_rolling(&self, state: &mut State, record: &Record) -> Result<()> {
+        let rolling = state.table.rolling();
+        if rolling != state.pos.post_apply {
+            return Err(self.mismatch(state, record, rolling));
+        }
+        if record.info.is_snapshot() {
+            state.scratch.settle();
+            self.resume(state);
+        }
+        Ok(())
+    }
+
+    fn mismatch(&self, state: &mut State, record: &Record, have: Checksum) -> Error {
+        let RecordInfo { max, post, .. } = record.info;
+        let reason = format!("after transaction {max} the checksum is {have} instead of {post}");
+        self.quarantine(state, reason.clone());
+        self.corrupt(reason)
+    }
+
+    /// Records apply to what the last one left, and to nothing else.
+    fn check_base(&self, record: &Record) -> Result<()> {
+        let mut state = self.state.lock();
+        if record.info.is_snapshot() {
             return Ok(());
         }
-        let (txid, have, want) = (state.pos.txid, state.table.rolling(), state.pos.post_apply);
-        let reason = format!("after transaction {txid} the checksum is {have} instead of {want}");
-        self.quarantine(state, reason.clone());
-        Err(self.corrupt(reason))
+        if state.quarantine.is_none()
+            && !state.scratch.dirty().is_clean()
+            && !state.backing.journal_is_hot()?
+        {
+            match self.first_difference(&mut state)? {
+                None => state.scratch.settle(),
+                Some(pgno) => {
+                    let reason = format!("page {pgno} was written while this node was no primary any more");
+                    self.quarantine(&mut state, reason);
+                }
+            }
+        }
+        match &state.quarantine {
+            Some(reason) => Err(Error::Quarantined {
+                db: self.name.clone(),
+                reason: reason.clone(),
+            }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -290,6 +344,20 @@ impl State {
             self.wal.reset();
         }
         Ok(())
+    }
+
+    /// The rolling checksum once these pages are written and the database has `commit` pages.
+    fn rolling_after(&self, pages: &[(Pgno, Checksum)], commit: u32) -> Checksum {
+        let mut rolling = self.table.rolling();
+        for (pgno, new) in pages.iter().filter(|(pgno, _)| pgno.get() <= commit) {
+            rolling = match self.table.get(*pgno) {
+                Some(old) => rolling.replace(old, *new),
+                None => rolling.xor(*new),
+            };
+        }
+        let gone = (commit.saturating_add(1)..=self.table.pages()).filter_map(Pgno::new);
+        gone.filter_map(|pgno| self.table.get(pgno))
+            .fold(rolling, Checksum::xor)
     }
 
     /// The files hold what the record says.

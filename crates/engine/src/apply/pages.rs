@@ -3,7 +3,7 @@
 use ltx::{Checksum, Decoder};
 use sqlite_format::{PageSize, Pgno};
 
-use crate::checksums::ChecksumTable;
+use crate::database::state::State;
 use crate::error::Result;
 use crate::log::{Record, RecordReader};
 
@@ -31,12 +31,17 @@ impl ChangedPages {
         self.page_size
     }
 
-    /// The next page whose content differs from what the table says; every page, if the table is for another page size.
-    pub(super) fn next(&mut self, table: &ChecksumTable) -> Result<Option<ChangedPage>> {
+    /// The next page whose content differs from what the table says; every page, if the table is for another page size
+    /// or the files do not follow it.
+    pub(super) fn next(&mut self, state: &State) -> Result<Option<ChangedPage>> {
+        let table = &state.table;
+        let known = table.page_size() == Some(self.page_size) && state.quarantine.is_none();
         let mut data = vec![0; self.page_size.bytes()];
         while let Some(pgno) = self.decoder.next_page(&mut data)? {
             let checksum = ltx::page_checksum(pgno, &data);
-            if table.page_size() != Some(self.page_size) || table.get(pgno) != Some(checksum) {
+            let same =
+                known && table.get(pgno) == Some(checksum) && !state.scratch.dirty().may_hold(pgno.get());
+            if !same {
                 return Ok(Some(ChangedPage { pgno, checksum, data }));
             }
         }

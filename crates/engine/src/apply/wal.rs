@@ -120,12 +120,17 @@ impl Database {
         let index = self.find_end(&writer, &*kernel)?;
         let appended = self.append_frames(record, &*kernel)?;
         let mut state = self.state.lock();
+        let rolling = state.rolling_after(&appended.pages, record.info.commit);
+        if rolling != record.info.post {
+            // Readers go on with what they have.
+            return Err(self.mismatch(&mut state, record, rolling));
+        }
         let frames = (appended.first..)
             .zip(&appended.pages)
             .map(|(frame, (pgno, _))| (*pgno, frame));
         let frames: Vec<_> = frames.collect();
         state.wal.note_order(&frames);
-        state.wal.advance(frames, appended.end);
+        state.wal.advance(frames, appended.end, record.info.commit);
         let stores = match writer.alone {
             true => Vec::new(),
             false => self.publish_frames(&mut state, &*kernel, index, &appended, record.info.commit)?,
@@ -135,7 +140,7 @@ impl Database {
             state.table.set(*pgno, *checksum);
         }
         state.applied(record);
-        self.check_rolling(&mut state)?;
+        self.check_rolling(&mut state, record)?;
         if state.wal.frames() >= CHECKPOINT_FRAMES {
             self.shared.checkpointer.request(&self.name);
         }
@@ -170,11 +175,7 @@ impl Database {
                     .is_some_and(|wal| wal.salt == header.salt)
                     && state.wal.frames() == header.max_frame;
                 if !known {
-                    let end = WalPosition {
-                        frames: header.max_frame,
-                        checksum: header.frame_checksum,
-                    };
-                    self.map_wal(&mut state, &wal, Some(end))?;
+                    self.map_wal(&mut state, &wal, Some(header.max_frame))?;
                 }
                 self.start_over(&mut state, writer, header, &wal)?;
             }
@@ -251,7 +252,7 @@ impl Database {
         let wal = state.backing.get_or_create(Side::Wal)?;
         let path = state.backing.path(Side::Wal).to_owned();
         let mut pages = ChangedPages::new(record)?;
-        let mut next = pages.next(&state.table)?;
+        let mut next = pages.next(&state)?;
         if next.is_none() {
             // Only the size changes, or nothing that is not there already: a frame must carry it, page 1 as it is.
             next = Some(first_page(&mut state, header.page_size)?);
@@ -268,7 +269,7 @@ impl Database {
         }
         let mut chain = at.checksum;
         while let Some(page) = next {
-            next = pages.next(&state.table)?;
+            next = pages.next(&state)?;
             let commit = if next.is_none() { record.info.commit } else { 0 };
             let frame = FrameHeader::seal(&header, &mut chain, page.pgno, commit, &page.data);
             gathered.bytes.extend_from_slice(&frame.encode());

@@ -4,6 +4,8 @@
 //! then is a consistent database, because every write of the main file comes through the daemon and waits for the mutex
 //! that is held here.
 
+use std::sync::atomic::Ordering;
+
 use sqlite_format::{PageSize, Pgno};
 
 use super::wal::Until;
@@ -23,11 +25,19 @@ impl Database {
             return Ok(());
         }
         self.capture_wal(state, Until::Index)?;
+        self.compare_pages(state, journal_nonce)
+    }
+
+    /// As [`Database::capture_pages`], with the WAL as far as it is known.
+    pub(super) fn compare_pages(&self, state: &mut State, journal_nonce: u32) -> Result<()> {
+        if state.scratch.dirty().is_clean() {
+            return Ok(());
+        }
         let mut appender = self.log.appender()?;
-        let drafted = self.draft_pages(state, &mut appender, journal_nonce)?;
-        if drafted {
-            state.scratch.settle();
+        if self.draft_pages(state, &mut appender, journal_nonce)? {
             self.flush(state, appender)?;
+            // Only now: what is not in the log must be compared again by whoever comes after a crash.
+            state.scratch.settle();
             self.resume(state);
         }
         Ok(())
@@ -76,7 +86,7 @@ impl Database {
     ) -> Result<()> {
         // With frames in the WAL, they say how large the database is; the file follows at the next checkpoint.
         let commit = if state.wal_page_size() == Some(page_size) {
-            state.commit
+            state.wal.commit
         } else {
             file_pages
         };
@@ -111,6 +121,28 @@ impl Database {
         Ok(())
     }
 
+    /// The first of the pages that were written which is not what the last transaction left.
+    pub(crate) fn first_difference(&self, state: &mut State) -> Result<Option<Pgno>> {
+        let Some(page_size) = state.page_size() else {
+            return Ok(None);
+        };
+        let pages: Vec<u32> = match state.scratch.dirty() {
+            Dirty::Pages(pages) => pages.iter().copied().collect(),
+            Dirty::All => (1..=state.commit).collect(),
+        };
+        let mut page = vec![0; page_size.bytes()];
+        for pgno in pages.into_iter().filter_map(Pgno::new) {
+            if pgno.get() > state.commit || pgno == page_size.lock_page() {
+                continue;
+            }
+            state.read_page(pgno, page_size, &mut page)?;
+            if !state.is_current(pgno, &page) {
+                return Ok(Some(pgno));
+            }
+        }
+        Ok(None)
+    }
+
     /// Suspends replication of the database; clients go on.
     pub(crate) fn quarantine(&self, state: &mut State, reason: String) {
         if state.quarantine.is_none() {
@@ -121,10 +153,12 @@ impl Database {
             });
         }
         state.quarantine = Some(reason);
+        self.suspended.store(true, Ordering::Release);
     }
 
-    fn resume(&self, state: &mut State) {
+    pub(crate) fn resume(&self, state: &mut State) {
         if state.quarantine.take().is_some() {
+            self.suspended.store(false, Ordering::Release);
             tracing::info!(db = %self.name, "database is replicated again");
             self.shared.events.publish(&Event::Resumed {
                 db: self.name.clone(),

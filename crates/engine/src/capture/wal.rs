@@ -39,6 +39,10 @@ pub(crate) struct Wal {
     /// Nobody is connected to the wal-index: it may be left over from a crash, while a connection in EXCLUSIVE mode keeps
     /// its index in its own memory.
     pub(crate) index_is_dead: bool,
+    /// Size of the database in pages at the last of them.
+    pub(crate) commit: u32,
+    /// Which frames are in the log is not known: what the WAL holds is compared as a whole.
+    pub(crate) unknown: bool,
     /// Newest of those frames for each page.
     pages: HashMap<u32, u32>,
     /// Page of every frame, in order.
@@ -68,11 +72,17 @@ struct Group {
 }
 
 impl Wal {
-    /// Where the newest captured version of a page is in the WAL file.
-    pub(crate) fn page_offset(&self, pgno: Pgno) -> Option<u64> {
+    /// Where the frame with the newest captured version of a page is in the WAL file.
+    pub(crate) fn frame_of(&self, pgno: Pgno) -> Option<u64> {
         let frame = *self.pages.get(&pgno.get())?;
         let page_size = self.header.as_ref()?.page_size;
-        Some(frame_offset(frame, page_size) + FRAME_HEADER_SIZE as u64)
+        Some(frame_offset(frame, page_size))
+    }
+
+    /// Whether these bytes begin a frame of this generation with that page.
+    pub(crate) fn is_frame_of(&self, pgno: Pgno, head: &[u8]) -> bool {
+        let salt = self.header.as_ref().map(|header| header.salt);
+        FrameHeader::parse(head).is_ok_and(|frame| frame.pgno == pgno && Some(frame.salt) == salt)
     }
 
     /// The page has a captured version in the WAL, which hides the one in the main file.
@@ -99,6 +109,7 @@ impl Wal {
     pub(crate) fn reset(&mut self) {
         self.header = None;
         self.at = None;
+        self.commit = 0;
         self.pages.clear();
         self.order.clear();
         self.image = IndexImage::default();
@@ -132,22 +143,43 @@ impl Wal {
     }
 
     /// Frames were captured or applied.
-    pub(crate) fn advance(&mut self, frames: impl IntoIterator<Item = (Pgno, u32)>, end: WalPosition) {
+    pub(crate) fn advance(
+        &mut self,
+        frames: impl IntoIterator<Item = (Pgno, u32)>,
+        end: WalPosition,
+        commit: u32,
+    ) {
         self.pages
             .extend(frames.into_iter().map(|(pgno, frame)| (pgno.get(), frame)));
         self.at = Some(end);
+        self.commit = commit;
     }
 
-    /// Enters committed frames without capturing them: all up to `until`, or as far as the chain goes.
-    pub(crate) fn map(&mut self, file: &File, until: Option<WalPosition>) -> Result<()> {
+    /// Enters committed frames without capturing them: all up to frame `limit`, or as far as the chain goes.
+    pub(crate) fn map(&mut self, file: &File, limit: Option<u32>) -> Result<()> {
         self.window.clear();
-        let limit = until.map(|until| until.frames);
-        while let Some(mut group) = self.next_group(file, limit)? {
-            self.note_order(&group.frames);
-            let frames = newest(&mut group.frames);
-            self.advance(frames, group.end);
+        while let Some(group) = self.next_group(file, limit)? {
+            self.enter(group);
         }
         Ok(())
+    }
+
+    /// As [`Wal::map`] up to a frame, but following the chain. `false` if it breaks before.
+    pub(crate) fn map_chain(&mut self, file: &File, last: u32) -> Result<bool> {
+        self.window.clear();
+        while self.frames() < last {
+            match self.next_group(file, None)? {
+                Some(group) if group.end.frames <= last => self.enter(group),
+                Some(_) | None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    fn enter(&mut self, mut group: Group) {
+        self.note_order(&group.frames);
+        let frames = newest(&mut group.frames);
+        self.advance(frames, group.end, group.commit);
     }
 
     /// The next whole transaction after what was captured. With `limit`, frames up to it are known to be committed;
@@ -228,6 +260,11 @@ impl Database {
         if !state.wal.present {
             return Ok(false);
         }
+        if state.pos.is_zero() || state.wal.unknown {
+            self.adopt_wal(state)?;
+            self.compare_pages(state, 0)?;
+            return Ok(false);
+        }
         let Some(file) = state.backing.get(Side::Wal)? else {
             state.wal.reset();
             state.wal.present = false;
@@ -247,6 +284,21 @@ impl Database {
             captured?;
         }
         Ok(limit.is_some() && state.wal.more_follows(&file))
+    }
+
+    /// Takes the committed frames for a part of the database's content, none of which is in the log.
+    pub(crate) fn adopt_wal(&self, state: &mut State) -> Result<()> {
+        state.wal.reset();
+        state.scratch.mark_all();
+        if let Some(file) = state.backing.get(Side::Wal)? {
+            match self.committed_frames(state, &file, Until::Index)? {
+                Committed::Nothing => {}
+                Committed::UpTo(limit) => state.wal.map(&file, Some(limit))?,
+                Committed::Chain => state.wal.map(&file, None)?,
+            }
+        }
+        state.wal.unknown = false;
+        Ok(())
     }
 
     /// Finds out how far the WAL is committed, and notices a new generation.
@@ -333,7 +385,7 @@ impl Database {
         outcome?;
         draft.finish(state)?;
         state.wal.order.extend(order);
-        state.wal.advance(written, group.end);
+        state.wal.advance(written, group.end, group.commit);
         Ok(())
     }
 }
@@ -397,7 +449,7 @@ impl State {
             }),
             (Some(_) | None, _) => None,
         };
-        self.scratch.set_cursor(cursor);
+        self.scratch.set_cursor(self.pos.txid, cursor);
     }
 
     /// The page size that the WAL is written with, if it holds captured frames.

@@ -103,6 +103,17 @@ impl Backing {
         }
     }
 
+    /// What is needed to make the content durable.
+    pub(crate) fn durable(&mut self) -> Result<Durable> {
+        let mut files = Vec::new();
+        for side in [Side::Wal, Side::Database] {
+            if let Some(file) = self.get(side)? {
+                files.push((self.path(side).to_owned(), file));
+            }
+        }
+        Ok(Durable(files))
+    }
+
     /// Size of the file; 0 if there is none.
     pub(crate) fn len(&mut self, side: Side) -> Result<u64> {
         let path = self.path(side).to_owned();
@@ -156,6 +167,25 @@ impl Backing {
     pub(crate) fn journal_is_hot(&mut self) -> Result<bool> {
         let mut first = [0; 1];
         Ok(self.read_padded(Side::Journal, &mut first, 0)? == 1 && first[0] != 0)
+    }
+}
+
+/// Files to be synced, without any lock.
+#[derive(Debug)]
+pub(crate) struct Durable(Vec<(PathBuf, Arc<File>)>);
+
+impl Durable {
+    /// Makes the files and their names durable.
+    pub(crate) fn sync(&self) -> Result<()> {
+        for (path, file) in &self.0 {
+            file.sync_data().map_err(Error::io("backing.sync", path))?;
+        }
+        if let Some(dir) = self.0.first().and_then(|(path, _)| path.parent()) {
+            File::open(dir)
+                .and_then(|dir| dir.sync_all())
+                .map_err(Error::io("backing.sync_dir", dir))?;
+        }
+        Ok(())
     }
 }
 

@@ -50,10 +50,7 @@ impl Database {
         self.check_usable(&state)?;
         if self.shared.is_primary() {
             self.capture_wal(&mut state, Until::Index)?;
-        } else if state
-            .page_size()
-            .is_none_or(|page_size| size != page_size.file_size(state.commit))
-        {
+        } else if !keeps_pages(&state, size) {
             return Err(Error::ReadOnly(self.name.clone()));
         }
         file.set_len(size)
@@ -61,8 +58,17 @@ impl Database {
         if self.shared.is_primary() {
             let last = state
                 .page_size()
-                .and_then(|page_size| Pgno::containing(size, page_size));
-            state.scratch.mark(last.map_or(1, Pgno::get));
+                .and_then(|page_size| Pgno::containing(size, page_size))
+                .map_or(1, Pgno::get);
+            state.scratch.mark(last);
+            if state.wal.frames() > 0 {
+                // A checkpoint may cut off a page that was added since and never written.
+                for page in last.saturating_add(1)..=state.wal.commit {
+                    if Pgno::new(page).is_some_and(|page| !state.wal.holds(page)) {
+                        state.scratch.mark(page);
+                    }
+                }
+            }
             self.written(&mut state);
         }
         Ok(())
@@ -93,11 +99,19 @@ impl Database {
         if !self.shared.is_primary() && !state.pos.is_zero() && state.commit > 0 {
             return Err(Error::ReadOnly(self.name.clone()));
         }
+        self.check_usable(&state)?;
         self.capture_wal(&mut state, Until::Index)?;
-        op().map_err(Error::io("database.unlink", state.backing.path(Side::Database)))?;
+        // The record comes first: a file that is gone before it is logged could not be told from one that was lost.
+        self.drop_content(&mut state)?;
         state.backing.forget(Side::Database);
         self.forget_locks();
-        self.drop_content(&mut state)
+        op().map_err(|error| {
+            // It is still there, and is captured as a new database.
+            state.scratch.mark_all();
+            state.wal.unknown = true;
+            self.written(&mut state);
+            Error::io("database.unlink", state.backing.path(Side::Database))(error)
+        })
     }
 
     /// The database is gone from the name space; its transactions go on when the name is used again.
@@ -120,7 +134,7 @@ impl Database {
         }
         state.scratch.settle();
         state.set_cursor();
-        state.quarantine = None;
+        self.resume(state);
         Ok(())
     }
 
@@ -155,7 +169,7 @@ impl Database {
     /// Captures if the journal's header says that no transaction is under way.
     fn end_of_journal(&self, journal: &File) -> Result<()> {
         let mut state = self.state.lock();
-        if !self.shared.is_primary() || state.scratch.dirty().is_clean() {
+        if state.scratch.dirty().is_clean() {
             return Ok(());
         }
         let mut head = [0; JOURNAL_HEADER_SIZE];
@@ -164,8 +178,22 @@ impl Database {
         if head[..read].iter().any(|byte| *byte != 0) {
             return Ok(());
         }
+        if !self.shared.is_primary() {
+            return self.check_rolled_back(&mut state);
+        }
         self.capture_pages(&mut state, 0)?;
         self.sync_commit(&mut state)
+    }
+
+    /// A transaction that began while this node was the primary may be rolled back here, but not committed.
+    fn check_rolled_back(&self, state: &mut State) -> Result<()> {
+        match self.first_difference(state)? {
+            None => {
+                state.scratch.settle();
+                Ok(())
+            }
+            Some(_) => Err(Error::ReadOnly(self.name.clone())),
+        }
     }
 
     /// The journal is truncated; to nothing, it is the commit (or the end of a rollback, which changes nothing).
@@ -194,6 +222,8 @@ impl Database {
             let nonce = journal_nonce(&mut state)?;
             self.capture_pages(&mut state, nonce)?;
             self.sync_commit(&mut state)?;
+        } else if !state.scratch.dirty().is_clean() {
+            self.check_rolled_back(&mut state)?;
         }
         op().map_err(Error::io("journal.finish", state.backing.path(Side::Journal)))
     }
@@ -345,19 +375,19 @@ impl Database {
         };
         outcome.map_err(|e| {
             let error = Error::io(op, self.name.as_str())(e);
-            self.poison(&error);
+            self.poison(&mut self.state.lock(), &error);
             error
         })
     }
 
     /// A failed sync leaves unknown what is on disk, and another one would claim success: nothing may be written any
     /// more until the daemon starts again and compares.
-    fn poison(&self, error: &Error) {
+    pub(super) fn poison(&self, state: &mut State, error: &Error) {
         tracing::error!(db = %self.name, %error, "sync failed: the database is closed for writing");
-        self.state.lock().poisoned = Some(error.to_string());
+        state.poisoned = Some(error.to_string());
     }
 
-    fn check_usable(&self, state: &State) -> Result<()> {
+    pub(crate) fn check_usable(&self, state: &State) -> Result<()> {
         match &state.poisoned {
             Some(reason) => Err(Error::Quarantined {
                 db: self.name.clone(),
@@ -382,6 +412,18 @@ fn preserves_content(state: &State, offset: u64, data: &[u8]) -> bool {
         Pgno::containing(offset + (i * size) as u64, page_size)
             .is_some_and(|pgno| state.wal.holds(pgno) || state.is_current(pgno, page))
     })
+}
+
+/// A file of that size has every page that readers may look for in it. The end of a checkpoint may come late: by then
+/// the database has another size, and the pages it grew by are in the WAL.
+fn keeps_pages(state: &State, size: u64) -> bool {
+    let Some(page_size) = state.page_size() else {
+        return false;
+    };
+    let bytes = u64::from(page_size.get());
+    let pages = u32::try_from(size / bytes).unwrap_or(u32::MAX);
+    let mut missing = (pages.saturating_add(1)..=state.commit).filter_map(Pgno::new);
+    size.is_multiple_of(bytes) && missing.all(|pgno| state.wal.holds(pgno) || pgno == page_size.lock_page())
 }
 
 /// Nonce of the rollback journal, 0 if there is none that counts.

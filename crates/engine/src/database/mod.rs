@@ -47,6 +47,8 @@ pub struct Database {
     locks: Mutex<Option<Arc<dyn LockFiles>>>,
     /// WAL_WRITE is held on behalf of a primary elsewhere.
     fenced: AtomicBool,
+    /// The state has a quarantine.
+    pub(crate) suspended: AtomicBool,
 }
 
 /// Handles of the metrics with the database as label.
@@ -90,9 +92,25 @@ impl Database {
         *self.published.lock()
     }
 
-    /// Position of the last record in the log.
+    /// Position of the last record in the log. Zero on a replica whose files do not follow the log any more: only a
+    /// snapshot helps.
     pub fn received(&self) -> Pos {
+        if self.is_suspended() && !self.shared.is_primary() {
+            return Pos::ZERO;
+        }
         self.log.tail().map_or_else(|| self.position(), |tail| tail.pos())
+    }
+
+    /// Everything in the log is applied.
+    pub(crate) fn is_caught_up(&self) -> bool {
+        self.log
+            .tail()
+            .is_none_or(|tail| tail.pos() == self.state.lock().pos)
+    }
+
+    /// Whether replication is suspended. Takes no lock.
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Acquire)
     }
 
     /// Captures all that clients have committed, then tells the position: it is never behind a commit that returned

@@ -12,10 +12,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use ltx::{Checksum, Decoder, Pos, Txid};
+use ltx::{Checksum, Decoder, Pos, Txid, WalRange};
 use parking_lot::Mutex;
 use sqlite_format::journal::{HEADER_SIZE as JOURNAL_HEADER_SIZE, JournalHeader};
-use sqlite_format::wal::{FRAME_HEADER_SIZE, FrameHeader, WalHeader, WalPosition, frame_offset, frame_size};
+use sqlite_format::wal::{FRAME_HEADER_SIZE, WalHeader, frame_offset, frame_size};
 use sqlite_format::{PageSize, Pgno};
 
 use super::backing::Backing;
@@ -88,6 +88,7 @@ impl Database {
             published: Mutex::new(Pos::ZERO),
             locks: Mutex::new(None),
             fenced: AtomicBool::new(false),
+            suspended: AtomicBool::new(false),
         });
         Ok((db, left))
     }
@@ -101,17 +102,50 @@ impl Database {
             return self.forget_table(state);
         };
         let touched = self.replay(state, &tail)?;
-        self.recover_wal(state, left, &tail)?;
-        if !left.clean {
-            self.resolve_journal(state, &tail)?;
-            self.repair(state, touched, &tail)?;
+        if tail.commit == 0 {
+            self.finish_removal(state, &tail)?;
+        } else {
+            self.recover_wal(state, left, &tail)?;
+            if !left.clean {
+                self.resolve_journal(state, &tail)?;
+                self.repair(state, touched, &tail)?;
+            }
+            self.capture_leftovers(state)?;
         }
         if state.table.synced() != state.pos {
             self.log.sync()?;
+            self.sync_files(state)?;
             state.table.flush(state.pos.txid)?;
         }
         self.publish(state);
         Ok(())
+    }
+
+    /// The log ends with a removal. If it was applied here, its files go. If clients made it, files that are there were
+    /// not removed in time or are a new database: they stay, to be captured when this node may write.
+    fn finish_removal(&self, state: &mut State, tail: &RecordInfo) -> Result<()> {
+        if state.backing.get(Side::Database)?.is_none() {
+            return Ok(());
+        }
+        if tail.meta.origin == Origin::Captured {
+            state.scratch.mark_all();
+            state.wal.unknown = true;
+            return Ok(());
+        }
+        for side in Side::ALL {
+            state.backing.remove(side)?;
+        }
+        state.wal = Wal::default();
+        state.set_cursor();
+        Ok(())
+    }
+
+    /// What clients wrote without a journal, and nobody could tell when they were done: nobody is at it any more.
+    fn capture_leftovers(&self, state: &mut State) -> Result<()> {
+        if state.quarantine.is_some() || state.backing.journal_is_hot()? {
+            return Ok(());
+        }
+        self.capture_pages(state, 0)
     }
 
     /// Without a log the table means nothing; the database begins anew when its file is attached.
@@ -209,13 +243,12 @@ impl Database {
             return Ok(());
         };
         if let Some(header) = read_header(&file)? {
-            match self.wal_start(state, &file, &header, left, tail)? {
-                Start::After(at) => {
-                    self.map_wal(state, &file, Some(at))?;
+            match self.wal_start(state, &header, left, tail)? {
+                Start::After(frames) if self.map_logged(state, &file, header, frames, left)? => {
                     self.capture_wal(state, Until::Chain)?;
                 }
-                // Frames that apply wrote: the log has them all.
-                Start::Applied => self.map_wal(state, &file, None)?,
+                // All valid frames are in the log, and it may be ahead of them: what differs is written from it.
+                Start::After(_) | Start::Logged => self.map_wal(state, &file, None)?,
             }
             self.copy_wal(state, &file)?;
         }
@@ -225,62 +258,70 @@ impl Database {
         Ok(())
     }
 
-    /// Where the frames begin that are not in the log.
-    fn wal_start(
-        &self,
-        state: &State,
-        file: &std::fs::File,
-        header: &WalHeader,
-        left: &Left,
-        tail: &RecordInfo,
-    ) -> Result<Start> {
-        let beginning = WalPosition {
-            frames: 0,
-            checksum: header.checksum,
-        };
-        match left.cursor {
-            Some(cursor) if cursor.txid == state.pos.txid => {
-                let same = cursor.salt == header.salt;
-                return Ok(Start::After(if same { cursor.at } else { beginning }));
+    /// Which frames are not in the log.
+    fn wal_start(&self, state: &State, header: &WalHeader, left: &Left, tail: &RecordInfo) -> Result<Start> {
+        let cursor = left.cursor.filter(|cursor| cursor.salt == header.salt);
+        let known = cursor.map_or(0, |cursor| cursor.at.frames);
+        let Some(files_at) = left.files_at else {
+            if tail.meta.origin != Origin::Captured {
+                return Ok(Start::Logged);
             }
-            // Nothing of any WAL was captured or applied, so clients wrote all of this one.
-            None if left.same_boot => return Ok(Start::After(beginning)),
-            Some(_) | None => {}
-        }
-        if tail.meta.origin != Origin::Captured {
-            return Ok(Start::Applied);
-        }
-        let Some(record) = self.log.find(tail.max)? else {
-            return Ok(Start::After(beginning));
+            let range = self.wal_range(tail.max)?;
+            let range = range.filter(|range| range.salt == header.salt);
+            return Ok(Start::After(range.map_or(0, |range| last_frame(&range, header))));
         };
-        let decoder = Decoder::new(record.reader())?;
-        let Some(range) = decoder.header().wal.filter(|range| range.salt == header.salt) else {
-            return Ok(Start::After(beginning));
-        };
-        let frames = (range.offset + range.size - frame_offset(1, header.page_size))
-            / frame_size(header.page_size) as u64;
-        let mut head = [0; FRAME_HEADER_SIZE];
-        let at = frame_offset(frames as u32, header.page_size);
-        file.read_exact_at(&mut head, at)
-            .map_err(Error::io("wal.read", state.backing.path(Side::Wal)))?;
-        let frame = FrameHeader::parse(&head).map_err(|e| self.corrupt(e))?;
-        Ok(Start::After(WalPosition {
-            frames: frames as u32,
-            checksum: frame.checksum,
-        }))
+        let mut frames = known;
+        let mut next = files_at;
+        // The process died after these were appended to the log, and before that was noted.
+        while next < state.pos.txid {
+            next = next.next().unwrap_or(Txid::MAX);
+            let captured = self
+                .log
+                .find(next)?
+                .is_some_and(|record| record.info.meta.origin == Origin::Captured);
+            if !captured {
+                return Ok(Start::Logged);
+            }
+            if let Some(range) = self.wal_range(next)?.filter(|range| range.salt == header.salt) {
+                frames = last_frame(&range, header);
+            }
+        }
+        Ok(Start::After(frames))
     }
 
-    /// Notes which pages the committed frames hold: all up to `until`, or all that the chain proves.
-    pub(crate) fn map_wal(
+    /// Where in a WAL a transaction was captured.
+    fn wal_range(&self, txid: Txid) -> Result<Option<WalRange>> {
+        match self.log.find(txid)? {
+            Some(record) => Ok(Decoder::new(record.reader())?.header().wal),
+            None => Ok(None),
+        }
+    }
+
+    /// Enters the first frames, which are in the log. `false` if the WAL does not have them all: after a power loss it
+    /// may lack what nobody synced.
+    fn map_logged(
         &self,
         state: &mut State,
         file: &std::fs::File,
-        until: Option<WalPosition>,
-    ) -> Result<()> {
+        header: WalHeader,
+        frames: u32,
+        left: &Left,
+    ) -> Result<bool> {
+        state.wal.begin(header);
+        if left.same_boot {
+            state.wal.map(file, Some(frames))?;
+            Ok(state.wal.frames() == frames)
+        } else {
+            state.wal.map_chain(file, frames)
+        }
+    }
+
+    /// Notes which pages the committed frames hold: all up to `limit`, or all that the chain proves.
+    pub(crate) fn map_wal(&self, state: &mut State, file: &std::fs::File, limit: Option<u32>) -> Result<()> {
         state.wal.reset();
         if let Some(header) = read_header(file)? {
             state.wal.begin(header);
-            state.wal.map(file, until)?;
+            state.wal.map(file, limit)?;
         }
         Ok(())
     }
@@ -302,10 +343,10 @@ impl Database {
             .filter_map(Pgno::new)
             .filter(|pgno| pgno.get() <= state.commit)
         {
-            let Some(offset) = state.wal.page_offset(pgno) else {
+            let Some(frame) = state.wal.frame_of(pgno) else {
                 continue;
             };
-            wal.read_exact_at(&mut page, offset)
+            wal.read_exact_at(&mut page, frame + FRAME_HEADER_SIZE as u64)
                 .map_err(Error::io("wal.read", state.backing.path(Side::Wal)))?;
             file.write_all_at(&page, pgno.offset(page_size))
                 .map_err(Error::io("database.write", &path))?;
@@ -327,6 +368,7 @@ impl Database {
             tracing::info!(db = %self.name, txid = %tail.max, "finishing a commit that the log holds");
             // The pages must be what the commit made them before nothing can bring the old ones back.
             self.repair_record(state, tail.max)?;
+            self.sync_files(state)?;
             state.backing.remove(Side::Journal)?;
         }
         Ok(())
@@ -341,9 +383,10 @@ impl Database {
         let Some(page_size) = state.page_size() else {
             return Ok(());
         };
+        let missing = state.backing.get(Side::Database)?.is_none();
         let candidates: Vec<u32> = match touched {
-            Touched::Pages(pages) => pages.into_iter().collect(),
-            Touched::All => (1..=state.commit).collect(),
+            Touched::Pages(pages) if !missing => pages.into_iter().collect(),
+            Touched::Pages(_) | Touched::All => (1..=state.commit).collect(),
         };
         let newer = state.scratch.dirty().clone();
         let mut wrong = BTreeSet::new();
@@ -366,10 +409,20 @@ impl Database {
             return Ok(());
         }
         tracing::info!(db = %self.name, pages = wrong.len(), "writing pages from the log");
+        let mut written = BTreeSet::new();
         for record in self.log.records(Txid::FIRST) {
             write_record(state, &record?, |pgno, checksum, table| {
-                wrong.contains(&pgno.get()) && table.get(pgno) == Some(checksum)
+                let wanted = wrong.contains(&pgno.get()) && table.get(pgno) == Some(checksum);
+                if wanted {
+                    written.insert(pgno.get());
+                }
+                wanted
             })?;
+        }
+        self.fit_size(state, page_size)?;
+        if let Some(page) = wrong.difference(&written).next() {
+            let reason = format!("page {page} is not what the log says, which does not have it any more");
+            self.quarantine(state, reason);
         }
         Ok(())
     }
@@ -400,9 +453,7 @@ impl Database {
     pub(crate) fn reload(&self, state: &mut State) -> Result<()> {
         let disk = &self.shared.options.disk;
         state.table = ChecksumTable::open(&**disk, &self.home.join("checksums"))?;
-        state.scratch.mark_all();
         let cursor = state.scratch.cursor();
-        let wal = state.backing.get(Side::Wal)?;
         match self.log.tail() {
             Some(tail) => {
                 self.replay(state, &tail)?;
@@ -413,12 +464,16 @@ impl Database {
                 state.commit = 0;
             }
         }
-        let at = cursor.filter(|cursor| cursor.txid == state.pos.txid);
         state.wal.reset();
-        if let (Some(file), Some(cursor)) = (wal, at)
-            && read_header(&file)?.is_some_and(|header| header.salt == cursor.salt)
+        if state.scratch.files_at() != state.pos.txid {
+            // Some of the records became visible before the others could not be written.
+            state.scratch.mark_all();
+            state.wal.unknown = true;
+        } else if let (Some(file), Some(cursor)) = (state.backing.get(Side::Wal)?, cursor)
+            && let Some(header) = read_header(&file)?.filter(|header| header.salt == cursor.salt)
         {
-            self.map_wal(state, &file, Some(cursor.at))?;
+            state.wal.begin(header);
+            state.wal.map(&file, Some(cursor.at.frames))?;
         }
         self.publish(state);
         Ok(())
@@ -436,7 +491,7 @@ impl Database {
 fn write_record(
     state: &mut State,
     record: &Record,
-    wanted: impl Fn(Pgno, Checksum, &ChecksumTable) -> bool,
+    mut wanted: impl FnMut(Pgno, Checksum, &ChecksumTable) -> bool,
 ) -> Result<()> {
     let mut decoder = Decoder::new(record.reader())?;
     let page_size = decoder.header().page_size;
@@ -453,8 +508,15 @@ fn write_record(
 
 /// Which frames of a WAL that was found are not in the log.
 enum Start {
-    /// Those after this position.
-    After(WalPosition),
-    /// None: apply wrote them from the log.
-    Applied,
+    /// Those after so many.
+    After(u32),
+    /// None: clients had no chance to write any, or did not commit them.
+    Logged,
+}
+
+/// The last frame of a range of a WAL.
+fn last_frame(range: &WalRange, header: &WalHeader) -> u32 {
+    let end = range.offset + range.size;
+    let frames = end.saturating_sub(frame_offset(1, header.page_size)) / frame_size(header.page_size) as u64;
+    u32::try_from(frames).unwrap_or(u32::MAX)
 }

@@ -9,6 +9,7 @@ use ltx::Txid;
 use sqlite_format::wal_index::lock;
 
 use super::Database;
+use super::state::State;
 use crate::capture::read_index;
 use crate::capture::wal::Until;
 use crate::error::{Error, Result};
@@ -37,10 +38,10 @@ impl Database {
         }
         let locks = self.locks()?;
         self.fence_wal(&*locks, deadline)?;
-        self.await_writer(&*locks, deadline)?;
+        let finished = self.await_writer(&*locks, deadline)?;
         let mut state = self.state.lock();
         self.capture_wal(&mut state, Until::Index)?;
-        if !state.scratch.dirty().is_clean() && !state.backing.journal_is_hot()? {
+        if finished && !state.backing.journal_is_hot()? {
             self.capture_pages(&mut state, 0)?;
         }
         Ok(())
@@ -76,8 +77,8 @@ impl Database {
         Ok(())
     }
 
-    /// Waits for the end of a rollback-mode transaction.
-    fn await_writer(&self, locks: &dyn LockFiles, deadline: Instant) -> Result<()> {
+    /// Waits for the end of a rollback-mode transaction; `false` if it does not come in time.
+    fn await_writer(&self, locks: &dyn LockFiles, deadline: Instant) -> Result<bool> {
         let path = self.name.file(Side::Database);
         while !self.state.lock().scratch.dirty().is_clean()
             && locks
@@ -86,11 +87,11 @@ impl Database {
         {
             if Instant::now() >= deadline {
                 tracing::warn!(db = %self.name, "a client is in a transaction across the change of the primary");
-                return Ok(());
+                return Ok(false);
             }
             std::thread::sleep(LOOK);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Lifts the fence once nobody is left whom it could keep from writing. Returns whether it stays.
@@ -231,19 +232,32 @@ impl Database {
     }
 
     /// Makes the table durable at the current position; only the copy of what changed is made under the mutex.
+    ///
+    /// The files go first: a start writes from the log only what happened since, so up to there they must be right
+    /// whatever `synchronous` clients chose, and whatever apply wrote.
     fn flush_table(&self) -> Result<()> {
-        let flush = {
+        let (flush, files) = {
             let mut state = self.state.lock();
             let txid = state.pos.txid;
             if self.log.tail().is_none_or(|tail| tail.max < txid) {
                 return Ok(());
             }
-            state.table.prepare_flush(txid)?
+            let files = state.backing.durable()?;
+            (state.table.prepare_flush(txid)?, files)
         };
         self.log.sync()?;
+        if let Err(error) = files.sync() {
+            self.poison(&mut self.state.lock(), &error);
+            return Err(error);
+        }
         flush.write()?;
         self.state.lock().table.confirm(flush);
         Ok(())
+    }
+
+    pub(crate) fn sync_files(&self, state: &mut State) -> Result<()> {
+        let synced = state.backing.durable()?.sync();
+        synced.inspect_err(|error| self.poison(state, error))
     }
 
     /// A clean stop.
@@ -257,6 +271,7 @@ impl Database {
         let mut state = self.state.lock();
         let txid = state.pos.txid;
         if state.table.synced() != state.pos && txid != Txid::ZERO {
+            self.sync_files(&mut state)?;
             state.table.flush(txid)?;
         }
         // Received records that clients kept from being applied are applied by the next start.

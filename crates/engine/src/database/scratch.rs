@@ -27,6 +27,8 @@ const CURSOR_FRAMES: usize = 6;
 const CURSOR_CHECKSUM: usize = 7;
 const COUNT: usize = 8;
 const ENTRIES: usize = 9 * 8;
+/// In place of a number of frames: there is no WAL.
+const NO_WAL: u64 = u64::MAX;
 const CAPACITY: u64 = ((SIZE - ENTRIES) / 4) as u64;
 
 /// How far a WAL is in the log.
@@ -65,10 +67,12 @@ impl Dirty {
 /// What an earlier process left behind.
 #[derive(Debug)]
 pub(crate) struct Left {
-    /// The process closed the database in order.
+    /// The process closed the database in order, and the machine has not restarted since.
     pub(crate) clean: bool,
-    /// The machine has not restarted since, so cursor and dirty pages are meaningful.
+    /// The machine has not restarted since, so what follows is meaningful.
     pub(crate) same_boot: bool,
+    /// Transaction that the files were at: captured from them, or applied to them.
+    pub(crate) files_at: Option<Txid>,
     pub(crate) cursor: Option<Cursor>,
     pub(crate) dirty: Dirty,
 }
@@ -111,7 +115,8 @@ impl Scratch {
     fn left(&self) -> Left {
         let known = self.get(0) == MAGIC;
         let same_boot = known && [self.get(BOOT), self.get(BOOT + 1)] == boot_id();
-        let cursor = if same_boot { self.cursor() } else { None };
+        let cursor = self.cursor().filter(|_| same_boot);
+        let files_at = Some(self.files_at()).filter(|txid| same_boot && *txid != Txid::ZERO);
         let count = self.get(COUNT);
         let dirty = if !same_boot {
             Dirty::Pages(BTreeSet::new())
@@ -126,11 +131,17 @@ impl Scratch {
             )
         };
         Left {
-            clean: known && self.get(CLEAN) == 1,
+            clean: same_boot && self.get(CLEAN) == 1,
             same_boot,
+            files_at,
             cursor,
             dirty,
         }
+    }
+
+    /// Transaction that the files are at.
+    pub(crate) fn files_at(&self) -> Txid {
+        Txid(self.get(CURSOR_TXID))
     }
 
     /// The cursor, if there is a WAL.
@@ -138,11 +149,12 @@ impl Scratch {
         let txid = Txid(self.get(CURSOR_TXID));
         let salt = self.get(CURSOR_SALT);
         let checksum = self.get(CURSOR_CHECKSUM);
-        (txid != Txid::ZERO).then(|| Cursor {
+        let frames = self.get(CURSOR_FRAMES);
+        (txid != Txid::ZERO && frames != NO_WAL).then(|| Cursor {
             txid,
             salt: [(salt >> 32) as u32, salt as u32],
             at: WalPosition {
-                frames: self.get(CURSOR_FRAMES) as u32,
+                frames: frames as u32,
                 checksum: WalChecksum::new((checksum >> 32) as u32, checksum as u32),
             },
         })
@@ -183,13 +195,14 @@ impl Scratch {
         }
     }
 
-    /// The WAL is in the log up to here; `None` when there is no WAL.
-    pub(crate) fn set_cursor(&mut self, cursor: Option<Cursor>) {
+    /// The files are at `txid`, with a WAL that is in the log up to `cursor`, or without.
+    pub(crate) fn set_cursor(&mut self, txid: Txid, cursor: Option<Cursor>) {
+        self.put(CURSOR_TXID, 0);
         let Some(cursor) = cursor else {
-            self.put(CURSOR_TXID, 0);
+            self.put(CURSOR_FRAMES, NO_WAL);
+            self.put(CURSOR_TXID, txid.get());
             return;
         };
-        self.put(CURSOR_TXID, 0);
         self.put(
             CURSOR_SALT,
             u64::from(cursor.salt[0]) << 32 | u64::from(cursor.salt[1]),
@@ -262,17 +275,19 @@ mod tests {
             assert!(!left.clean && left.dirty.is_clean() && left.cursor.is_none());
             scratch.mark(9);
             scratch.mark(4);
-            scratch.set_cursor(Some(cursor));
+            scratch.set_cursor(cursor.txid, Some(cursor));
         }
         let (mut scratch, left) = Scratch::open(&path).unwrap();
         assert!(!left.clean && left.same_boot);
         assert_eq!(left.cursor, Some(cursor));
         assert_eq!(left.dirty, Dirty::Pages(BTreeSet::from([4, 9])));
         scratch.settle();
+        scratch.set_cursor(Txid(8), None);
         scratch.close();
         drop(scratch);
         let (_, left) = Scratch::open(&path).unwrap();
         assert!(left.clean && left.dirty.is_clean());
+        assert_eq!((left.files_at, left.cursor), (Some(Txid(8)), None));
     }
 
     #[test]

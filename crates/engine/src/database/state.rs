@@ -3,13 +3,14 @@
 use std::time::Instant;
 
 use ltx::Pos;
+use sqlite_format::wal::FRAME_HEADER_SIZE;
 use sqlite_format::{PageSize, Pgno};
 
 use super::backing::Backing;
 use super::scratch::Scratch;
 use crate::capture::wal::Wal;
 use crate::checksums::ChecksumTable;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::name::Side;
 
 /// State of a database. Invariant outside of the functions that change it: `table` and `pos` describe the same
@@ -51,14 +52,16 @@ impl State {
     /// beyond its end.
     pub(crate) fn read_page(&mut self, pgno: Pgno, page_size: PageSize, buf: &mut [u8]) -> Result<()> {
         debug_assert_eq!(buf.len(), page_size.bytes());
-        if let Some(offset) = self.wal.page_offset(pgno) {
-            let read = self.backing.read_padded(Side::Wal, buf, offset)?;
-            if read == buf.len() {
+        if let Some(frame) = self.wal.frame_of(pgno) {
+            let mut head = [0; FRAME_HEADER_SIZE];
+            let page = frame + FRAME_HEADER_SIZE as u64;
+            let read = self.backing.read_padded(Side::Wal, buf, page)?;
+            self.backing.read_padded(Side::Wal, &mut head, frame)?;
+            // A frame's header is written before its page. Is it still the old one, so was the page; if not, the WAL
+            // has started over, and all that it held is in the main file.
+            if read == buf.len() && self.wal.is_frame_of(pgno, &head) {
                 return Ok(());
             }
-            return Err(Error::Invalid(format!(
-                "WAL ends inside the frame of page {pgno}"
-            )));
         }
         self.backing
             .read_padded(Side::Database, buf, pgno.offset(page_size))?;
