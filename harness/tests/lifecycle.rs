@@ -10,7 +10,7 @@ use std::time::Duration;
 use litefs_dev::binary::Wanted;
 use litefs_dev::{Cluster, ClusterOptions, Condition, Keep, NodeRole, Station};
 use serde_json::Value;
-use support::{PATIENCE, eventually, fail, impossible, stand_in, stand_ins, succeed};
+use support::{PATIENCE, eventually, fail, impossible, stand_in, stand_ins, stand_ins_with, succeed};
 
 #[test]
 fn a_killed_primary_is_replaced_and_returns_as_a_replica() {
@@ -223,7 +223,11 @@ fn the_command_line_leads_through_a_life() {
 
 #[test]
 fn a_crashed_supervisor_leaves_no_daemon_and_the_next_up_cures_the_rest() {
-    let Some(cluster) = stand_ins(2) else { return };
+    // The leases of the dead would outlast the test.
+    let ttl = 4 * PATIENCE;
+    let Some(cluster) = stand_ins_with(2, ttl) else {
+        return;
+    };
     let status = cluster.status().unwrap();
     let pids: Vec<_> = status
         .nodes
@@ -252,7 +256,7 @@ fn a_crashed_supervisor_leaves_no_daemon_and_the_next_up_cures_the_rest() {
             binary: Some(stand_in()),
             release: false,
         },
-        ttl: Duration::from_secs(1),
+        ttl,
         root: Some(support::root()),
         ..ClusterOptions::default()
     };

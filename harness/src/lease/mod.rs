@@ -131,6 +131,16 @@ impl Shared {
     }
 }
 
+/// Ends all sessions of a server that does not run. For a cluster that starts as a whole: who held them is gone for certain.
+pub(crate) fn end_sessions(file: &Path) -> Result<()> {
+    if !file.exists() {
+        return Ok(());
+    }
+    let shared = Shared::load(Some(file.to_owned()))?;
+    shared.write(LeaseState::destroy_all_sessions);
+    Ok(())
+}
+
 fn replace(file: &Path, state: &LeaseState) -> std::io::Result<()> {
     let temporary = file.with_extension("tmp");
     std::fs::write(&temporary, serde_json::to_vec(state)?)?;

@@ -174,6 +174,11 @@ impl LeaseState {
         }
     }
 
+    pub(crate) fn destroy_all_sessions(&mut self, now: Instant) {
+        let ids: Vec<_> = self.sessions.keys().cloned().collect();
+        ids.iter().for_each(|id| self.destroy_session(id, now));
+    }
+
     pub(crate) fn get(&self, key: &str) -> Option<&Entry> {
         self.entries.get(key)
     }

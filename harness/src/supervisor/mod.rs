@@ -128,6 +128,7 @@ impl Supervisor {
             let content = self.spec.litefs_yml(&self.directory, node, root);
             std::fs::write(&config, content).map_err(Error::file("writing", &config))?;
         }
+        crate::lease::end_sessions(&self.directory.lease_state())?;
         self.start(Station::LEASE)?;
         self.wait_for_lease()
     }

@@ -42,6 +42,11 @@ pub(crate) fn stand_in() -> PathBuf {
 
 /// A cluster of stand-ins with a short lease, gone with its value.
 pub(crate) fn stand_ins(nodes: usize) -> Option<Cluster> {
+    stand_ins_with(nodes, Duration::from_secs(1))
+}
+
+/// As [`stand_ins`], with a lease of that length.
+pub(crate) fn stand_ins_with(nodes: usize, ttl: Duration) -> Option<Cluster> {
     if impossible() {
         return None;
     }
@@ -51,7 +56,7 @@ pub(crate) fn stand_ins(nodes: usize) -> Option<Cluster> {
             binary: Some(stand_in()),
             release: false,
         },
-        ttl: Duration::from_secs(1),
+        ttl,
         lock_delay: Duration::from_millis(100),
         root: Some(root()),
         ..ClusterOptions::default()
