@@ -1,12 +1,16 @@
 //! What happens at this node, for those who watch it over HTTP.
 //!
-//! The engine's events come over a thread of their own; leadership changes are added by a task. Both end with the hub.
+//! The engine tells single transactions only while somebody listens, as that costs every commit a little. So the hub
+//! listens while it has watchers: the first one starts a thread that passes the engine's events on, which ends after the
+//! last one. Leadership changes are added by a task.
 
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use engine::{Event as EngineEvent, Store};
 use litefs_api::{Archived, Checksum, Event, Position, PrimaryChange, Quarantined, TxEvent, Txid};
+use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 
 use crate::leadership::Leadership;
@@ -20,25 +24,37 @@ const LOOK: Duration = Duration::from_millis(500);
 pub struct EventHub {
     sender: broadcast::Sender<Event>,
     leadership: watch::Receiver<Leadership>,
+    store: Weak<Store>,
+    /// Whether the thread runs. Held while that is decided, so that no watcher is left without it.
+    relaying: Mutex<bool>,
 }
 
 impl EventHub {
-    /// Begins to watch. Call within the runtime.
-    pub fn start(store: &Arc<Store>, leadership: watch::Receiver<Leadership>) -> std::io::Result<Arc<Self>> {
+    /// Begins to watch the leadership. Call within the runtime.
+    pub fn start(store: &Arc<Store>, leadership: watch::Receiver<Leadership>) -> Arc<Self> {
         let hub = Arc::new(EventHub {
             sender: broadcast::Sender::new(BACKLOG),
             leadership,
+            store: Arc::downgrade(store),
+            relaying: Mutex::new(false),
         });
-        let (weak, watched) = (Arc::downgrade(&hub), Arc::downgrade(store));
-        std::thread::Builder::new()
-            .name("litefs-events".to_string())
-            .spawn(move || relay(&weak, &watched))?;
         tokio::spawn(watch_leadership(Arc::downgrade(&hub), hub.leadership.clone()));
-        Ok(hub)
+        hub
     }
 
-    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
-        self.sender.subscribe()
+    /// Everything that happens from now on.
+    pub fn subscribe(self: &Arc<Self>) -> broadcast::Receiver<Event> {
+        let subscription = self.sender.subscribe();
+        let mut relaying = self.relaying.lock();
+        if !*relaying && let Some(store) = self.store.upgrade() {
+            let (weak, watched, events) = (Arc::downgrade(self), self.store.clone(), store.subscribe());
+            let thread = std::thread::Builder::new().name("litefs-events".to_string());
+            match thread.spawn(move || relay(&weak, &watched, events)) {
+                Ok(_) => *relaying = true,
+                Err(error) => tracing::error!(%error, "cannot watch the engine's events"),
+            }
+        }
+        subscription
     }
 
     pub fn subscribers(&self) -> usize {
@@ -53,6 +69,13 @@ impl EventHub {
     fn send(&self, event: Event) {
         // Nobody listens: nobody misses it.
         let _ = self.sender.send(event);
+    }
+
+    /// Ends the thread's work if nobody listens any more.
+    fn relay_is_over(&self) -> bool {
+        let mut relaying = self.relaying.lock();
+        *relaying = self.subscribers() > 0;
+        !*relaying
     }
 }
 
@@ -81,21 +104,24 @@ async fn watch_leadership(hub: Weak<EventHub>, mut leadership: watch::Receiver<L
 
 /// Passes on what the engine tells. The engine closes a subscription that is too far behind; a new one goes on with a gap,
 /// as events are hints.
-fn relay(hub: &Weak<EventHub>, store: &Weak<Store>) {
-    use std::sync::mpsc::RecvTimeoutError;
-    let subscribe = || store.upgrade().map(|store| store.subscribe());
-    let mut subscription = subscribe();
-    while let Some(events) = &subscription {
-        match events.recv_timeout(LOOK) {
+fn relay(hub: &Weak<EventHub>, store: &Weak<Store>, mut events: Receiver<EngineEvent>) {
+    loop {
+        let event = events.recv_timeout(LOOK);
+        let Some(hub) = hub.upgrade() else { return };
+        match event {
             Ok(event) => {
-                let Some(hub) = hub.upgrade() else { return };
                 if let Some(event) = translate(&event, store) {
                     hub.send(event);
                 }
             }
-            Err(RecvTimeoutError::Timeout) if hub.strong_count() == 0 => return,
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => subscription = subscribe(),
+            Err(RecvTimeoutError::Disconnected) => match store.upgrade() {
+                Some(store) => events = store.subscribe(),
+                None => return,
+            },
+        }
+        if hub.subscribers() == 0 && hub.relay_is_over() {
+            return;
         }
     }
 }

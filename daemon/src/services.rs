@@ -63,7 +63,7 @@ impl Services {
         store: Arc<Store>,
         lease: Arc<dyn Lease>,
         server: Server,
-    ) -> std::io::Result<Services> {
+    ) -> Services {
         let (leading, leadership) = watch::channel(Leadership::default());
         let (lag, fence, replicas) = (Lag::default(), Fence::default(), Arc::new(Replicas::default()));
         let (stop_elector, stop_api) = (CancellationToken::new(), CancellationToken::new());
@@ -85,7 +85,7 @@ impl Services {
             fence,
             replicas: replicas.clone(),
             elector: handle.clone(),
-            events: EventHub::start(&store, leadership.clone())?,
+            events: EventHub::start(&store, leadership.clone()),
             metrics: Metrics::start(),
             shutdown: stop_api.clone(),
             node: NodeFacts {
@@ -98,7 +98,7 @@ impl Services {
         });
         let address = server.address();
         let housekeeper = tokio::spawn(keep_house(options, store, replicas, stop_elector.clone()));
-        Ok(Services {
+        Services {
             address,
             leadership,
             lag,
@@ -109,7 +109,7 @@ impl Services {
             housekeeper,
             stop_elector,
             stop_api,
-        })
+        }
     }
 
     /// Stops everything. Afterwards the store is a replica's and nobody uses it.

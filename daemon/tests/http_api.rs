@@ -46,7 +46,7 @@ async fn start(lease: impl Lease + 'static, candidate: bool) -> Node {
         retention: None,
         retention_interval: None,
     };
-    let services = Services::start(options, store.clone(), Arc::new(lease), server).unwrap();
+    let services = Services::start(options, store.clone(), Arc::new(lease), server);
     Node {
         services,
         store,

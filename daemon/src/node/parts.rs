@@ -68,10 +68,6 @@ impl Parts {
             return Ok(Progress::Interrupted);
         }
         let services = Services::start(setup::services(config, server.address()), store, lease, server);
-        let services = services.map_err(|source| NodeError::Io {
-            operation: "start the services",
-            source,
-        })?;
         let services = self.services.insert(services);
         if let Some(mount) = &self.mount {
             let mode = match mount.coherence() {

@@ -75,7 +75,7 @@ impl Cluster {
                 retention: None,
                 retention_interval: None,
             };
-            Services::start(options, store.clone(), lease, server).unwrap()
+            Services::start(options, store.clone(), lease, server)
         });
         let client = Client::new(&format!("http://{}", services.address)).unwrap();
         Node {
