@@ -423,6 +423,42 @@ fn opening_and_closing_from_all_sides_never_fails() {
 }
 
 #[test]
+fn passthrough_works_on_a_stacked_backing_file_system() {
+    let dir = tempfile::TempDir::with_prefix("edge-overlay-").unwrap();
+    for part in ["lower", "upper", "work", "data"] {
+        fs::create_dir(dir.path().join(part)).unwrap();
+    }
+    let at = |part: &str| dir.path().join(part).display().to_string();
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        at("lower"),
+        at("upper"),
+        at("work")
+    );
+    let data = dir.path().join("data");
+    mount(
+        Some("overlay"),
+        &data,
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .unwrap();
+    let mut rig = Rig::start_in(dir, Mode::K);
+    let db = open(&rig, "a.db", "wal");
+    let before = txid(&rig, "a.db");
+    for _ in 0..10 {
+        insert(&db).unwrap();
+    }
+    assert_eq!(txid(&rig, "a.db") - before, 10);
+    check(&db);
+    drop(db);
+    assert_eq!(rig.ask("stop"), "stopped");
+    // Before the directories go.
+    umount2(&data, MntFlags::MNT_DETACH).unwrap();
+}
+
+#[test]
 fn without_privileges_the_mount_falls_back_to_interception() {
     let dir = tempfile::TempDir::with_prefix("edge-userns-").unwrap();
     let output = Command::new("unshare")

@@ -87,7 +87,11 @@ impl Companion {
             create,
             fence,
         };
-        match self.opener.ask(id, task, OPEN_PATIENCE)? {
+        let answer = self.opener.ask(id, task, OPEN_PATIENCE).inspect_err(|_| {
+            // Should it still be opened, the guardian must not keep it.
+            close_in_opener(&self.opener, id);
+        });
+        match answer? {
             (Outcome::Opened { inode }, Some(descriptor)) => Ok(OpenedFile {
                 file: File::from(descriptor),
                 inode,
@@ -157,10 +161,14 @@ pub(crate) struct OpenedFile {
 
 impl Drop for OpenedFile {
     fn drop(&mut self) {
-        // The opener's duplicate would keep our locks alive.
-        if let Err(error) = self.opener.tell(0, Task::Close { ids: vec![self.id] }) {
-            tracing::debug!(%error, "close a file in the opener");
-        }
+        close_in_opener(&self.opener, self.id);
+    }
+}
+
+/// The opener's duplicate would keep our locks alive.
+fn close_in_opener(opener: &Helper, id: u64) {
+    if let Err(error) = opener.tell(0, Task::Close { ids: vec![id] }) {
+        tracing::debug!(%error, "close a file in the opener");
     }
 }
 

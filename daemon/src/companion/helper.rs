@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -169,7 +170,10 @@ impl Helper {
         )?;
         let lock = self.lock.as_ref().map(OwnedFd::try_clone).transpose()?;
         let child = Command::new(&self.program)
+            .arg0("litefs")
             .args([SUBCOMMAND, self.part.name()])
+            // Whoever kills the daemon's whole group must not kill the guardian with it.
+            .process_group(0)
             .stdin(Stdio::from(theirs))
             .stdout(lock.map_or_else(Stdio::null, Stdio::from))
             .spawn()?;

@@ -103,3 +103,36 @@ fn receive_descriptor(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn is_mounted(path: &Path) -> bool {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        table.lines().any(|line| line.split(' ').nth(4) == path.to_str())
+    }
+
+    #[test]
+    fn the_helper_mounts_and_hands_over_the_connection() {
+        if !available() || fs::File::open("/dev/fuse").is_err() {
+            return;
+        }
+        let dir = tempfile::TempDir::with_prefix("edge-fusermount-").unwrap();
+        let device = mount(dir.path(), "fsname=litefs,subtype=litefs,default_permissions").unwrap();
+        assert_eq!(
+            nix::sys::stat::fstat(&device).unwrap().st_mode & libc::S_IFMT,
+            libc::S_IFCHR
+        );
+        assert!(is_mounted(dir.path()));
+        unmount(dir.path()).unwrap();
+        assert!(!is_mounted(dir.path()));
+        let refusal = mount(&dir.path().join("missing"), "fsname=litefs").unwrap_err();
+        assert!(
+            matches!(&refusal, MountError::Fusermount { message, .. } if !message.is_empty()),
+            "{refusal}"
+        );
+    }
+}

@@ -107,6 +107,7 @@ impl Edge {
 
     pub(crate) fn mkdir(&self, parent: u64, name: &OsStr, owner: Ownership) -> Answer<FileAttr> {
         let parent = self.node(parent)?;
+        self.refuse_virtual(&parent, name)?;
         backing::make_dir(parent.fd(), name, owner)?;
         self.entered(&parent, name)
     }
@@ -128,12 +129,14 @@ impl Edge {
         owner: Ownership,
     ) -> Answer<FileAttr> {
         let parent = self.node(parent)?;
+        self.refuse_virtual(&parent, name)?;
         backing::make_symlink(parent.fd(), name, target, owner)?;
         self.entered(&parent, name)
     }
 
     pub(crate) fn link(&self, id: u64, parent: u64, name: &OsStr) -> Answer<FileAttr> {
         let (node, parent) = (self.node(id)?, self.node(parent)?);
+        self.refuse_virtual(&parent, name)?;
         backing::make_link(node.fd(), parent.fd(), name)?;
         self.entered(&parent, name)
     }
@@ -145,9 +148,7 @@ impl Edge {
         name: &OsStr,
         op: &mut dyn FnMut() -> io::Result<()>,
     ) -> Answer<()> {
-        if self.is_virtual_name(parent, name) {
-            return Err(Errno::EACCES);
-        }
+        self.refuse_virtual(parent, name)?;
         let part = self.classify(&backing::join(&parent.path(), name));
         match self.database_of(part.as_ref()) {
             Some((database, Side::Journal)) => database.create_journal(op)?,
@@ -160,16 +161,18 @@ impl Edge {
         Ok(())
     }
 
-    fn is_virtual_name(&self, parent: &Node, name: &OsStr) -> bool {
-        let in_root = parent.id() == ROOT;
-        in_root && (name == virtual_files::PRIMARY_NAME || name == virtual_files::LAG_NAME)
+    /// The daemon's own names cannot be taken away or given to something else.
+    fn refuse_virtual(&self, parent: &Node, name: &OsStr) -> Answer<()> {
+        let reserved = parent.id() == ROOT && name == virtual_files::PRIMARY_NAME;
+        if reserved || virtual_files::find(&self.store, &self.presence, &parent.path(), name).is_some() {
+            return Err(Errno::EACCES);
+        }
+        Ok(())
     }
 
     pub(crate) fn unlink(&self, parent: u64, name: &OsStr) -> Answer<()> {
         let parent = self.node(parent)?;
-        if virtual_files::find(&self.store, &self.presence, &parent.path(), name).is_some() {
-            return Err(Errno::EACCES);
-        }
+        self.refuse_virtual(&parent, name)?;
         let victim = backing::stat_name(parent.fd(), name)?;
         let part = self.part(&backing::join(&parent.path(), name), &victim);
         let mut op = || Ok(backing::unlink(parent.fd(), name)?);
@@ -209,9 +212,8 @@ impl Edge {
 
     pub(crate) fn rename(&self, from: (u64, &OsStr), to: (u64, &OsStr), flags: RenameFlags) -> Answer<()> {
         let (from_dir, to_dir) = (self.node(from.0)?, self.node(to.0)?);
-        if self.is_virtual_name(&from_dir, from.1) || self.is_virtual_name(&to_dir, to.1) {
-            return Err(Errno::EACCES);
-        }
+        self.refuse_virtual(&from_dir, from.1)?;
+        self.refuse_virtual(&to_dir, to.1)?;
         let source = self.end(&from_dir, from.1)?.ok_or(Errno::ENOENT)?;
         let target = self.end(&to_dir, to.1)?;
         let target_path = backing::join(&to_dir.path(), to.1);

@@ -47,7 +47,8 @@ impl Rig {
         Rig::start_in(TempDir::with_prefix("edge-mount-").unwrap(), mode)
     }
 
-    fn start_in(dir: TempDir, mode: Mode) -> Rig {
+    /// With the data directory, `data` below `dir`, on whatever file system that is.
+    pub fn start_in(dir: TempDir, mode: Mode) -> Rig {
         let daemon = Daemon::spawn(dir.path(), mode);
         Rig { dir, daemon, mode }
     }
