@@ -95,6 +95,46 @@ async fn consul_conforms() {
     conforms(&consul(&imitation), &consul(&imitation)).await;
 }
 
+/// With `LITEFS_TEST_CONSUL=http://localhost:8500` against the real one, which takes no time-to-live below 10 s.
+#[tokio::test]
+async fn a_real_consul_conforms_where_there_is_one() {
+    let Ok(url) = std::env::var("LITEFS_TEST_CONSUL") else {
+        return;
+    };
+    let url: url::Url = url.parse().unwrap();
+    let key = format!("litefs-test-{:016x}/primary", rand::random::<u64>());
+    let lease = || {
+        let ttl = Duration::from_secs(10);
+        let options = ConsulOptions {
+            url: url.clone(),
+            key: key.clone(),
+            ttl,
+            lock_delay: Duration::from_secs(1),
+        };
+        ConsulLease::new(options).unwrap()
+    };
+    conforms(&lease(), &lease()).await;
+    let (old, new) = (lease(), lease());
+    let gone = Grant::since(
+        "2d0ac1d3-46d0-4c2b-8d25-b1b2f4b37a29",
+        BootTime::now(),
+        Duration::from_secs(10),
+    );
+    assert_eq!(old.renew(&gone).await, Err(LeaseError::Gone));
+    assert_eq!(
+        old.take_over(&gone.id, &holder("two", 9)).await,
+        Err(LeaseError::Gone)
+    );
+    let mut seen = new.holder().await.unwrap();
+    assert!(seen.holder.is_some(), "the last part of the test left its lease");
+    let asked = Instant::now();
+    seen = new.changed(&seen, Duration::from_millis(300)).await.unwrap();
+    assert!(
+        asked.elapsed() >= Duration::from_millis(250),
+        "nothing has changed: {seen:?}"
+    );
+}
+
 #[tokio::test]
 async fn the_value_is_readable_for_litefs() {
     let imitation = Imitation::start().await;

@@ -18,6 +18,7 @@ mod tests;
 mod track;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use litefs_api::{NodeId, Position};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Backoff, Fence, Holder, Lease, LeaseError, Sighting, Standing};
+use super::{Backoff, Fence, Holder, Lease, LeaseError, Sighting, Standing, kept};
 use crate::leadership::{Lag, Leadership};
 use crate::stream::Replicas;
 use crate::stream::follow::Done;
@@ -150,8 +151,8 @@ enum RoundError {
     Store(#[from] engine::Error),
     #[error("the lease belongs to cluster {service}, this node to {local}")]
     WrongCluster { service: String, local: String },
-    #[error("remember the epoch: {0}")]
-    Epoch(std::io::Error),
+    #[error("write to the data directory: {0}")]
+    Note(std::io::Error),
 }
 
 impl Elector {
@@ -192,6 +193,7 @@ impl Elector {
             Ok(epoch) => self.leadership.send_modify(|leadership| leadership.epoch = epoch),
             Err(error) => tracing::error!(%error, "cannot read the highest epoch this node has seen"),
         }
+        self.take_back().await;
         while !self.shutdown.is_cancelled() {
             match self.round().await {
                 Ok(Next::Round) => self.backoff.reset(),
@@ -204,6 +206,20 @@ impl Elector {
             }
         }
         self.receiving.wait().await;
+    }
+
+    /// Goes on with a lease that this node's former process died with: nobody else has what it had committed last.
+    async fn take_back(&mut self) {
+        let kept = match kept::load(self.store.dir()) {
+            Ok(Some(kept)) if self.options.candidate && self.lease.hands_over() => kept,
+            Ok(_) => return,
+            Err(error) => return tracing::warn!(%error, "cannot read what lease this node had"),
+        };
+        let holder = self.lease.holder().await.map(|sighting| sighting.holder);
+        if matches!(holder, Ok(Some(holder)) if holder.node_id == kept.node_id.to_string()) {
+            tracing::info!("taking back the lease of this node's former process");
+            self.passed_on = Some(kept.id);
+        }
     }
 
     async fn round(&mut self) -> Result<Next, RoundError> {
@@ -345,13 +361,21 @@ impl Elector {
         if epoch <= self.epoch() {
             return Ok(());
         }
-        let dir = self.store.dir().to_path_buf();
-        let stored = tokio::task::spawn_blocking(move || super::epoch::save(&dir, epoch)).await;
-        stored
-            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
-            .map_err(RoundError::Epoch)?;
+        self.note(move |dir| super::epoch::save(dir, epoch)).await?;
         self.leadership.send_modify(|leadership| leadership.epoch = epoch);
         Ok(())
+    }
+
+    /// Writes one of the elector's own notes to the data directory.
+    async fn note<F>(&self, write: F) -> Result<(), RoundError>
+    where
+        F: FnOnce(&Path) -> std::io::Result<()> + Send + 'static,
+    {
+        let dir = self.store.dir().to_path_buf();
+        let written = tokio::task::spawn_blocking(move || write(&dir)).await;
+        written
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
+            .map_err(RoundError::Note)
     }
 }
 

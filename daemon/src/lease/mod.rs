@@ -15,6 +15,7 @@ mod consul;
 pub mod elector;
 mod epoch;
 mod fence;
+mod kept;
 mod standing;
 mod static_lease;
 mod types;

@@ -76,7 +76,9 @@ impl Elector {
         if !target.has(&position_map(&positions), CATCH_UP_LIMIT).await {
             return Err(HandOverError::Behind(target.node_id));
         }
-        Ok(self.record_last(term, &positions).await?)
+        self.record_last(term, &positions).await?;
+        // A process of this node that comes later must not take back what it has passed on.
+        Ok(self.forget_kept().await?)
     }
 
     /// Keeps the lease alive until the target has it. If it does not take it, anybody may.

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use engine::Role;
-use litefs_api::Position;
+use litefs_api::{NodeId, Position};
 
 use super::keeper::Keeper;
 use super::{Command, Elector, Next, Refusal, RoundError};
+use crate::lease::kept::{self, Kept};
 use crate::lease::{ClusterState, Grant, LeaseError, Recorded};
 use crate::stream::Order;
 use crate::stream::position_map::PositionMap;
@@ -70,6 +71,7 @@ impl Elector {
         let positions = self.positions().await?;
         self.record(term, &positions).await?;
         self.remember_epoch(term.epoch).await?;
+        self.keep(&term.grant).await?;
         self.set_role(Role::Primary { epoch: term.epoch }).await?;
         self.forced = false;
         self.lag.set_primary();
@@ -199,11 +201,9 @@ impl Elector {
             tracing::error!(%error, "cannot stop all writers of the lost term");
         }
         self.leave(&Order::Abort);
-        // The session may live on where only its key is gone.
         drop(term.keeper);
-        if let Err(error) = self.lease.release(&term.grant).await {
-            tracing::debug!(%error, "cannot clean up the lost lease");
-        }
+        // The session may live on where only its key is gone.
+        self.let_go(&term.grant).await;
     }
 
     /// Becoming primary failed.
@@ -242,6 +242,26 @@ impl Elector {
         if let Err(error) = self.lease.release(grant).await {
             tracing::warn!(%error, "cannot release the lease; it runs out by itself");
         }
+        if let Err(error) = self.forget_kept().await {
+            tracing::warn!(%error, "cannot forget the lease");
+        }
+    }
+
+    /// Notes the lease for the process that comes after this one, in case this one dies.
+    async fn keep(&self, grant: &Grant) -> Result<(), RoundError> {
+        let kept = Kept {
+            id: grant.id.clone(),
+            node_id: NodeId(self.store.node_id()),
+        };
+        match self.lease.hands_over() {
+            true => self.note(move |dir| kept::save(dir, &kept)).await,
+            false => Ok(()),
+        }
+    }
+
+    /// From here on the lease may be somebody else's.
+    pub(super) async fn forget_kept(&self) -> Result<(), RoundError> {
+        self.note(kept::forget).await
     }
 }
 

@@ -251,6 +251,39 @@ fn a_primary_that_dies_is_replaced_when_its_lease_has_run_out() {
 }
 
 #[test]
+fn a_primary_that_dies_and_is_back_at_once_takes_its_lease_back() {
+    let cluster = Cluster::start();
+    let (one, two) = pair(&cluster);
+    let last = one.import("a.db", 4);
+    let died = Instant::now();
+    let one = cluster.node_in(one.die(), "one", true);
+    eventually("the node leads again", || one.is_primary());
+    assert!(died.elapsed() < TTL, "{:?}", died.elapsed());
+    assert_eq!((one.epoch(), one.position("a.db")), (2, last));
+    assert!(!two.is_primary());
+    eventually("the other node follows", || {
+        two.position("a.db") == last && two.epoch() == 2
+    });
+    one.stop();
+    two.stop();
+}
+
+#[test]
+fn a_node_that_handed_its_lease_over_and_died_does_not_take_it_back() {
+    let cluster = Cluster::start();
+    let (one, two) = pair(&cluster);
+    two.block_on(two.client.promote(false)).unwrap();
+    let one = cluster.node_in(one.die(), "one", true);
+    eventually("the returning node follows", || {
+        one.follows().as_deref() == Some("two")
+    });
+    assert!(two.is_primary());
+    assert_eq!(two.epoch(), 2);
+    one.stop();
+    two.stop();
+}
+
+#[test]
 fn a_handoff_moves_the_lease_and_loses_nothing() {
     let cluster = Cluster::start();
     let (one, two) = pair(&cluster);
