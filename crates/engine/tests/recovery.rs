@@ -1,0 +1,339 @@
+//! What a start makes of a data directory that a crash left at the worst moment: files of an earlier moment than the log,
+//! after a kill or after a power loss.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{Client, Node, count, integrity, name, replicate};
+use engine::{Role, Side};
+use tempfile::TempDir;
+
+/// The files and what was noted about them, at some moment; the log is not in it.
+struct Moment(TempDir);
+
+impl Moment {
+    fn of(dir: &Path) -> Moment {
+        let copy = tempfile::tempdir().unwrap();
+        for path in volatile(dir) {
+            let to = copy.path().join(path.strip_prefix(dir).unwrap());
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(&path, to).unwrap();
+        }
+        Moment(copy)
+    }
+
+    fn restore(&self, dir: &Path) {
+        for path in volatile(dir) {
+            fs::remove_file(path).unwrap();
+        }
+        for path in volatile(self.0.path()) {
+            fs::copy(&path, dir.join(path.strip_prefix(self.0.path()).unwrap())).unwrap();
+        }
+    }
+}
+
+fn volatile(dir: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = list(&dir.join("files"));
+    paths.extend(homes(dir).into_iter().map(|home| home.join("scratch")));
+    paths.retain(|path| path.is_file());
+    paths
+}
+
+fn list(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect()
+}
+
+fn homes(dir: &Path) -> Vec<PathBuf> {
+    list(&dir.join("databases"))
+}
+
+/// The machine starts again: what was noted in memory means nothing any more.
+fn lose_power(dir: &Path) {
+    for home in homes(dir) {
+        let path = home.join("scratch");
+        let mut bytes = fs::read(&path).unwrap();
+        for byte in &mut bytes[8..24] {
+            *byte ^= 0x5a;
+        }
+        fs::write(path, bytes).unwrap();
+    }
+}
+
+fn wal_primary() -> (Node, Client) {
+    let primary = Node::primary();
+    let client = primary.mount();
+    client.exec(
+        "PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0; CREATE TABLE t(x INTEGER PRIMARY KEY, y)",
+    );
+    client.exec("INSERT INTO t VALUES(1, 'one')");
+    (primary, client)
+}
+
+fn reopen(dir: TempDir) -> Node {
+    let node = Node::open(dir);
+    node.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+    node
+}
+
+/// Position, content and what replicas get agree.
+fn check(node: &Node, rows: i64) {
+    let client = node.mount();
+    integrity(&client);
+    assert_eq!(count(&client), rows);
+    client.exec("INSERT INTO t VALUES(1000, 'after')");
+    let replica = Node::new();
+    replicate(node, &replica);
+    assert_eq!(node.digest(), replica.digest());
+    assert_eq!(count(&replica.connect()), rows + 1);
+    integrity(&replica.connect());
+}
+
+/// The log was synced, for another database's sake or by rotation, and the WAL was not.
+#[test]
+fn a_wal_that_lost_what_the_log_has_is_made_up_for_by_the_log() {
+    for lost in [1, 24, 4000, 4120, 9000, 13000] {
+        let (primary, client) = wal_primary();
+        for x in 2..6 {
+            client.exec(&format!("INSERT INTO t VALUES({x}, randomblob(3000))"));
+        }
+        let position = primary.db().drain().unwrap();
+        let wal = name().file_in(primary.store.files_dir(), Side::Wal);
+        client.kill();
+        let dir = primary.kill();
+        let len = fs::metadata(&wal).unwrap().len();
+        let file = fs::OpenOptions::new().write(true).open(&wal).unwrap();
+        file.set_len(len - lost).unwrap();
+        lose_power(dir.path());
+        let again = reopen(dir);
+        assert_eq!(again.db().position(), position, "{lost} bytes lost");
+        check(&again, 5);
+    }
+}
+
+/// Blocks reach the disk in any order: a later frame may be there when an earlier one is not.
+#[test]
+fn frames_that_never_reached_the_disk_are_not_believed() {
+    let (primary, client) = wal_primary();
+    for x in 2..6 {
+        client.exec(&format!("INSERT INTO t VALUES({x}, randomblob(3000))"));
+    }
+    let position = primary.db().drain().unwrap();
+    let wal = name().file_in(primary.store.files_dir(), Side::Wal);
+    client.kill();
+    let dir = primary.kill();
+    let mut bytes = fs::read(&wal).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 4096].fill(0);
+    fs::write(&wal, bytes).unwrap();
+    lose_power(dir.path());
+    let again = reopen(dir);
+    assert_eq!(again.db().position(), position);
+    check(&again, 5);
+}
+
+/// With `synchronous=NORMAL` the log has not more than the page cache either.
+#[test]
+fn what_the_log_lost_is_derived_from_the_wal_with_the_same_positions() {
+    let (primary, client) = wal_primary();
+    let mut positions = vec![primary.db().drain().unwrap()];
+    let log = homes(primary.dir.path())[0].join("log");
+    let segment = list(&log)[0].clone();
+    let durable = fs::metadata(&segment).unwrap().len();
+    for x in 2..6 {
+        client.exec(&format!("INSERT INTO t VALUES({x}, randomblob(3000))"));
+        positions.push(primary.db().drain().unwrap());
+    }
+    client.kill();
+    let dir = primary.kill();
+    let file = fs::OpenOptions::new().write(true).open(&segment).unwrap();
+    file.set_len(durable).unwrap();
+    lose_power(dir.path());
+    let again = reopen(dir);
+    assert_eq!(again.db().position(), *positions.last().unwrap());
+    for position in positions {
+        let record = again.db().record(position.txid).unwrap().unwrap();
+        assert_eq!(record.info.pos(), position);
+    }
+    check(&again, 5);
+}
+
+/// The clean stop that the file tells of may be an old one: that the process started again was never written back.
+#[test]
+fn a_clean_stop_counts_only_until_the_machine_restarts() {
+    let primary = Node::primary();
+    primary.mount().exec("CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
+    let primary = reopen(primary.stop());
+    let client = primary.mount();
+    let before = Moment::of(primary.dir.path());
+    client.exec("PRAGMA synchronous=OFF; INSERT INTO t VALUES(1, 'one')");
+    let position = primary.db().drain().unwrap();
+    client.kill();
+    let dir = primary.kill();
+    // Nothing but the log reached the disk.
+    before.restore(dir.path());
+    for home in homes(dir.path()) {
+        let path = home.join("scratch");
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[24..32].copy_from_slice(&1u64.to_ne_bytes());
+        fs::write(path, bytes).unwrap();
+    }
+    lose_power(dir.path());
+    let again = reopen(dir);
+    assert_eq!(again.db().position(), position);
+    check(&again, 1);
+}
+
+/// A replica's record is in its log before it is in its files.
+#[test]
+fn a_received_record_is_applied_by_the_next_start() {
+    for (setup, power) in [("DELETE", false), ("DELETE", true), ("WAL", false), ("WAL", true)] {
+        let primary = Node::primary();
+        let client = primary.mount();
+        client.exec(&format!(
+            "PRAGMA journal_mode={setup}; CREATE TABLE t(x INTEGER PRIMARY KEY, y); INSERT INTO t VALUES(1, 1)"
+        ));
+        let replica = Node::new();
+        replicate(&primary, &replica);
+        let before = Moment::of(replica.dir.path());
+        for x in 2..5 {
+            client.exec(&format!(
+                "INSERT INTO t VALUES({x}, randomblob(9000)); DELETE FROM t WHERE x={}",
+                x - 1
+            ));
+        }
+        client.exec("INSERT INTO t VALUES(9, 9); VACUUM");
+        replicate(&primary, &replica);
+        let digest = replica.digest();
+        let dir = replica.kill();
+        before.restore(dir.path());
+        if power {
+            lose_power(dir.path());
+        }
+        let again = Node::open(dir);
+        assert_eq!(again.digest(), digest, "{setup}, power lost: {power}");
+        integrity(&again.connect());
+        client.exec("INSERT INTO t VALUES(10, 10)");
+        replicate(&primary, &again);
+        assert_eq!(again.digest(), primary.digest());
+        check(&primary, 3);
+    }
+}
+
+#[test]
+fn a_removal_that_was_received_is_finished_by_the_next_start() {
+    let primary = Node::primary();
+    primary.mount().exec("CREATE TABLE t(x)");
+    let replica = Node::new();
+    replicate(&primary, &replica);
+    let before = Moment::of(replica.dir.path());
+    primary.store.drop_database(&name()).unwrap();
+    replicate(&primary, &replica);
+    let dir = replica.kill();
+    before.restore(dir.path());
+    let again = Node::open(dir);
+    assert!(!again.path().exists());
+    primary.mount().exec("CREATE TABLE t(x); INSERT INTO t VALUES(1)");
+    replicate(&primary, &again);
+    assert_eq!(again.digest(), primary.digest());
+}
+
+/// The record of a removal comes before the removal.
+#[test]
+fn a_removal_that_was_not_finished_leaves_a_new_database() {
+    for mode in ["DELETE", "WAL"] {
+        let primary = Node::primary();
+        let client = primary.mount();
+        client.exec(&format!(
+            "PRAGMA journal_mode={mode}; CREATE TABLE t(x INTEGER PRIMARY KEY, y); INSERT INTO t VALUES(1, 1)"
+        ));
+        let before = primary.db().drain().unwrap();
+        let stopped = primary
+            .db()
+            .unlink_database(&mut || Err(std::io::Error::from_raw_os_error(libc::EIO)));
+        assert!(stopped.is_err());
+        assert_eq!(
+            primary.db().record(before.txid).unwrap().unwrap().info.pos(),
+            before
+        );
+        client.kill();
+        let again = reopen(primary.kill());
+        again.db().drain().unwrap();
+        assert!(again.db().position().txid > before.txid);
+        check(&again, 1);
+    }
+}
+
+/// The imported content is in the log, and nothing of it in the files.
+#[test]
+fn an_import_that_was_logged_is_finished_by_the_next_start() {
+    for mode in ["DELETE", "WAL"] {
+        let primary = Node::primary();
+        let client = primary.mount();
+        client.exec(&format!(
+            "PRAGMA journal_mode={mode}; CREATE TABLE t(x INTEGER PRIMARY KEY, y)"
+        ));
+        for x in 0..5 {
+            client.exec(&format!("INSERT INTO t VALUES({x}, {x})"));
+        }
+        primary.db().drain().unwrap();
+        let other = tempfile::NamedTempFile::new().unwrap();
+        let source = rusqlite::Connection::open(other.path()).unwrap();
+        source
+            .execute_batch("CREATE TABLE t(x INTEGER PRIMARY KEY, y); INSERT INTO t VALUES(77, 'imported')")
+            .unwrap();
+        drop(source);
+        let before = Moment::of(primary.dir.path());
+        let position = primary
+            .store
+            .import(&name(), &mut fs::File::open(other.path()).unwrap())
+            .unwrap();
+        client.kill();
+        let dir = primary.kill();
+        before.restore(dir.path());
+        let again = reopen(dir);
+        assert_eq!(again.db().position(), position, "{mode}");
+        check(&again, 1);
+    }
+}
+
+/// The log begins with the whole database, so the main file can be written from it.
+#[test]
+fn a_lost_main_file_is_written_from_a_complete_log() {
+    let primary = Node::primary();
+    primary
+        .mount()
+        .exec("CREATE TABLE t(x INTEGER PRIMARY KEY, y); INSERT INTO t VALUES(1, randomblob(30000))");
+    let digest = primary.digest();
+    let path = primary.path();
+    let dir = primary.kill();
+    fs::remove_file(path).unwrap();
+    let again = reopen(dir);
+    assert_eq!(again.digest(), digest);
+    check(&again, 1);
+}
+
+/// A database that came with a WAL, put in place while nobody looked.
+#[test]
+fn a_database_that_is_found_with_a_wal_begins_with_one_consistent_transaction() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("files")).unwrap();
+    let path = name().file_in(&dir.path().join("files"), Side::Database);
+    let writer = Client::connect(&path);
+    writer.exec(
+        "PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0; CREATE TABLE t(x INTEGER PRIMARY KEY, y)",
+    );
+    writer
+        .exec("INSERT INTO t VALUES(1, randomblob(9000)); INSERT INTO t VALUES(2, 2); PRAGMA wal_checkpoint");
+    writer.exec("INSERT INTO t VALUES(3, randomblob(9000)); DELETE FROM t WHERE x=1");
+    let node = Node::open(dir);
+    node.store.set_role(Role::Primary { epoch: 1 }).unwrap();
+    assert_eq!(node.db().drain().unwrap().txid, ltx::Txid(1));
+    writer.exec("INSERT INTO t VALUES(4, 4)");
+    node.db().drain().unwrap();
+    check(&node, 3);
+}
