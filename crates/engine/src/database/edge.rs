@@ -82,7 +82,11 @@ impl Database {
             self.check_usable(&state)?;
             state.synced_writes |= !state.scratch.dirty().is_clean();
         }
-        self.log.sync()?;
+        if let Err(error) = self.log.sync() {
+            let error = Error::from(error);
+            self.poison(&mut self.state.lock(), &error);
+            return Err(error);
+        }
         self.sync(file, datasync, "database.sync")
     }
 
@@ -229,9 +233,9 @@ impl Database {
     }
 
     /// Makes the record durable if SQLite made the transaction durable.
-    fn sync_commit(&self, state: &mut State) -> Result<()> {
+    pub(super) fn sync_commit(&self, state: &mut State) -> Result<()> {
         if std::mem::take(&mut state.synced_writes) {
-            self.log.sync()?;
+            self.sync_log(state)?;
         }
         Ok(())
     }
@@ -382,7 +386,7 @@ impl Database {
 
     /// A failed sync leaves unknown what is on disk, and another one would claim success: nothing may be written any
     /// more until the daemon starts again and compares.
-    pub(super) fn poison(&self, state: &mut State, error: &Error) {
+    pub(crate) fn poison(&self, state: &mut State, error: &Error) {
         tracing::error!(db = %self.name, %error, "sync failed: the database is closed for writing");
         state.poisoned = Some(error.to_string());
     }

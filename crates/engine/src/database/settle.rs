@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// A client that holds its write lock for ever (EXCLUSIVE mode) and uses no journal has finished when it pauses this long.
 const LONG_PAUSE: Duration = Duration::from_millis(100);
 /// How long a drain waits for lock files to be opened.
-const OPENING: Duration = Duration::from_millis(100);
+const OPENING: Duration = Duration::from_millis(500);
 /// First and longest wait between two looks.
 const WAIT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 /// Wait between two looks where nothing waits for what they find, or where the last one failed.
@@ -161,9 +161,7 @@ impl Database {
             return Ok(Found::Pending);
         }
         self.capture_pages(state, 0)?;
-        if std::mem::take(&mut state.synced_writes) {
-            self.log.sync()?;
-        }
+        self.sync_commit(state)?;
         Ok(Found::Settled)
     }
 

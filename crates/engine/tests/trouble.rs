@@ -1,0 +1,310 @@
+//! Disks that are full, syncs that fail, clients that write across a change of the primary, files that stop being
+//! databases.
+
+mod common;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{Client, Node, count, integrity, name, replicate, wait_applied};
+use engine::disk::{Disk, DiskError, DiskFile, Op, OpenMode, OsDisk, Result};
+use engine::{Coherence, Durability, Role, StoreOptions};
+use ltx::Txid;
+
+/// A disk on which writes to the log fail on command.
+#[derive(Debug, Clone, Default)]
+struct Faulty {
+    write: Arc<AtomicI32>,
+    sync: Arc<AtomicI32>,
+}
+
+#[derive(Debug)]
+struct FaultyFile(Arc<dyn DiskFile>, Faulty);
+
+fn check(op: Op, path: &Path, errno: &AtomicI32) -> Result<()> {
+    match errno.load(Ordering::SeqCst) {
+        errno if errno != 0 && op.starts_with("log.") => {
+            Err(DiskError::new(op, path, std::io::Error::from_raw_os_error(errno)))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Disk for Faulty {
+    fn open(&self, op: Op, path: &Path, mode: OpenMode) -> Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(FaultyFile(OsDisk.open(op, path, mode)?, self.clone())))
+    }
+    fn rename(&self, op: Op, from: &Path, to: &Path) -> Result<()> {
+        OsDisk.rename(op, from, to)
+    }
+    fn remove_file(&self, op: Op, path: &Path) -> Result<()> {
+        OsDisk.remove_file(op, path)
+    }
+    fn create_dir_all(&self, op: Op, path: &Path) -> Result<()> {
+        OsDisk.create_dir_all(op, path)
+    }
+    fn remove_dir_all(&self, op: Op, path: &Path) -> Result<()> {
+        OsDisk.remove_dir_all(op, path)
+    }
+    fn list(&self, op: Op, path: &Path) -> Result<Vec<OsString>> {
+        OsDisk.list(op, path)
+    }
+    fn exists(&self, op: Op, path: &Path) -> Result<bool> {
+        OsDisk.exists(op, path)
+    }
+    fn sync_dir(&self, op: Op, path: &Path) -> Result<()> {
+        OsDisk.sync_dir(op, path)
+    }
+}
+
+impl DiskFile for FaultyFile {
+    fn read_at(&self, op: Op, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.0.read_at(op, buf, offset)
+    }
+    fn write_all_at(&self, op: Op, data: &[u8], offset: u64) -> Result<()> {
+        check(op, self.path(), &self.1.write)?;
+        self.0.write_all_at(op, data, offset)
+    }
+    fn set_len(&self, op: Op, len: u64) -> Result<()> {
+        self.0.set_len(op, len)
+    }
+    fn len(&self, op: Op) -> Result<u64> {
+        self.0.len(op)
+    }
+    fn sync_data(&self, op: Op) -> Result<()> {
+        check(op, self.path(), &self.1.sync)?;
+        self.0.sync_data(op)
+    }
+    fn sync_all(&self, op: Op) -> Result<()> {
+        check(op, self.path(), &self.1.sync)?;
+        self.0.sync_all(op)
+    }
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+fn primary_on(disk: &Faulty, durability: Durability) -> Node {
+    let options = StoreOptions {
+        disk: Arc::new(disk.clone()),
+        durability,
+        ..StoreOptions::default()
+    };
+    let node = Node::open_with(tempfile::tempdir().unwrap(), Coherence::Passthrough, options);
+    node.store.set_role(Role::Primary { epoch: 1 }).unwrap();
+    node
+}
+
+fn same(primary: &Node, replica: &Node) {
+    replicate(primary, replica);
+    assert_eq!(primary.digest(), replica.digest());
+    integrity(&replica.connect());
+}
+
+fn eventually(what: impl fmt::Display, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A commit whose record cannot be written fails where SQLite asks; what was committed before it asked is captured
+/// once there is room, and no transaction is captured twice.
+#[test]
+fn commits_go_on_when_a_full_disk_has_room_again() {
+    for (mode, synchronous) in [
+        ("DELETE", "FULL"),
+        ("TRUNCATE", "NORMAL"),
+        ("MEMORY", "OFF"),
+        ("WAL", "FULL"),
+        ("WAL", "NORMAL"),
+    ] {
+        let disk = Faulty::default();
+        let primary = primary_on(&disk, Durability::Follow);
+        let client = primary.mount();
+        client.exec(&format!(
+            "PRAGMA journal_mode={mode}; PRAGMA synchronous={synchronous}; PRAGMA wal_autocheckpoint=5; \
+             CREATE TABLE t(x INTEGER PRIMARY KEY, y); INSERT INTO t VALUES(0, 0)"
+        ));
+        let replica = Node::new();
+        same(&primary, &replica);
+        disk.write.store(libc::ENOSPC, Ordering::SeqCst);
+        let mut committed = 1;
+        for x in 1..5 {
+            let insert = format!("INSERT INTO t VALUES({x}, randomblob(5000))");
+            committed += i64::from(client.try_exec(&insert).is_ok());
+        }
+        let _ = primary.db().drain();
+        disk.write.store(0, Ordering::SeqCst);
+        for x in 5..8 {
+            client.exec(&format!("INSERT INTO t VALUES({x}, randomblob(5000))"));
+        }
+        assert_eq!(count(&client), committed + 3, "{mode} {synchronous}");
+        integrity(&client);
+        same(&primary, &replica);
+        assert_eq!(count(&replica.connect()), committed + 3, "{mode} {synchronous}");
+        assert!(primary.db().position().txid <= Txid(2 + 2 * 8), "captured twice");
+        let again = Node::open(primary.kill());
+        again.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+        assert_eq!(again.digest(), replica.digest(), "{mode} {synchronous}");
+    }
+}
+
+/// After a failed sync nobody knows what is on disk: nothing more is committed, and a start finds the truth.
+#[test]
+fn a_failed_sync_of_the_log_ends_commits_until_the_next_start() {
+    for mode in ["DELETE", "WAL"] {
+        let disk = Faulty::default();
+        let primary = primary_on(&disk, Durability::Commit);
+        let client = primary.mount();
+        client.exec(&format!(
+            "PRAGMA journal_mode={mode}; PRAGMA synchronous=FULL; CREATE TABLE t(x INTEGER PRIMARY KEY, y); INSERT INTO t VALUES(0, 0)"
+        ));
+        let before = primary.db().drain().unwrap();
+        disk.sync.store(libc::EIO, Ordering::SeqCst);
+        assert!(client.try_exec("INSERT INTO t VALUES(1, 1)").is_err(), "{mode}");
+        disk.sync.store(0, Ordering::SeqCst);
+        assert!(client.try_exec("INSERT INTO t VALUES(2, 2)").is_err(), "{mode}");
+        client.kill();
+        let again = Node::open(primary.kill());
+        again.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+        assert!(again.db().position().txid >= before.txid);
+        let client = again.mount();
+        client.exec("INSERT INTO t VALUES(3, 3)");
+        let replica = Node::new();
+        same(&again, &replica);
+        assert_eq!(count(&replica.connect()), count(&client));
+    }
+}
+
+/// A rollback-mode transaction under way when the node is demoted cannot be committed there any more.
+#[test]
+fn a_transaction_across_the_change_of_the_primary_fails_and_leaves_no_trace() {
+    // The demotion waits for its end, in vain.
+    std::thread::scope(|scope| {
+        for mode in ["DELETE", "TRUNCATE", "PERSIST"] {
+            scope.spawn(move || demote_in_the_middle_of_a_transaction(mode));
+        }
+    });
+}
+
+fn demote_in_the_middle_of_a_transaction(mode: &str) {
+    let old = Node::primary();
+    let client = old.mount();
+    client.exec(&format!(
+            "PRAGMA journal_mode={mode}; PRAGMA cache_size=1; PRAGMA cache_spill=1; CREATE TABLE t(x INTEGER PRIMARY KEY, y)"
+        ));
+    client.exec("WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 60) INSERT INTO t SELECT n, randomblob(900) FROM c");
+    let new = Node::new();
+    same(&old, &new);
+    client.exec("BEGIN; UPDATE t SET y='uncommitted'");
+    old.store.set_role(Role::Replica).unwrap();
+    new.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+    assert!(client.try_exec("COMMIT").is_err(), "{mode}");
+    let _ = client.try_exec("ROLLBACK");
+    assert_eq!(client.query("SELECT count(*) FROM t WHERE y='uncommitted'"), "0");
+    new.mount().exec("DELETE FROM t WHERE x > 30");
+    same(&new, &old);
+    assert_eq!(count(&old.mount()), 30, "{mode}");
+}
+
+/// Nothing announces the commits of `journal_mode=MEMORY`; a demotion right behind one captures it.
+#[test]
+fn a_commit_just_before_a_demotion_is_in_the_log() {
+    for mode in ["MEMORY", "OFF", "WAL", "DELETE"] {
+        let old = Node::primary();
+        let client = old.mount();
+        client.exec(&format!("PRAGMA journal_mode={mode}; CREATE TABLE t(x)"));
+        for round in 0..5 {
+            client.exec("INSERT INTO t VALUES(1)");
+            old.store.set_role(Role::Replica).unwrap();
+            let replica = Node::new();
+            same(&old, &replica);
+            assert_eq!(count(&replica.connect()), round + 1, "{mode}");
+            old.store.set_role(Role::Primary { epoch: 1 }).unwrap();
+        }
+    }
+}
+
+/// A file that stops being a database is left alone, and is replicated again when it is one.
+#[test]
+fn a_file_that_is_no_database_for_a_while_loses_its_replication_for_that_while() {
+    let primary = Node::primary();
+    let client = primary.mount();
+    client.exec("CREATE TABLE t(x); INSERT INTO t VALUES(1)");
+    let replica = Node::new();
+    same(&primary, &replica);
+    let position = primary.db().position();
+    drop(client);
+    let good = std::fs::read(primary.path()).unwrap();
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(primary.path())
+        .unwrap();
+    primary
+        .db()
+        .write_database(&file, 0, b"no database at all")
+        .unwrap();
+    primary.db().close_database();
+    eventually("quarantined", || {
+        primary.db().status().unwrap().quarantine.is_some()
+    });
+    assert_eq!(primary.db().drain().unwrap(), position);
+    primary.db().write_database(&file, 0, &good[..4096]).unwrap();
+    primary.db().close_database();
+    eventually("resumed", || primary.db().status().unwrap().quarantine.is_none());
+    let client = primary.mount();
+    client.exec("INSERT INTO t VALUES(2)");
+    same(&primary, &replica);
+    assert_eq!(count(&replica.connect()), 2);
+}
+
+/// Somebody changed the files of a replica behind everybody's back.
+#[test]
+fn a_replica_that_does_not_follow_its_log_asks_for_a_snapshot_and_heals() {
+    for mode in ["DELETE", "WAL"] {
+        let primary = Node::primary();
+        let client = primary.mount();
+        client.exec(&format!(
+            "PRAGMA journal_mode={mode}; CREATE TABLE t(x INTEGER PRIMARY KEY, y)"
+        ));
+        client.exec("WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 60) INSERT INTO t SELECT n, randomblob(900) FROM c");
+        let replica = Node::new();
+        same(&primary, &replica);
+        // As if the node had been the primary when a client without a journal died in the middle of its writes.
+        replica.store.set_role(Role::Primary { epoch: 9 }).unwrap();
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .open(replica.path())
+            .unwrap();
+        let locks = Client::connect(&replica.path());
+        locks.exec("PRAGMA busy_timeout=0");
+        replica.db().write_database(&file, 3 * 4096, &[7; 4096]).unwrap();
+        let damaged = replica.store.set_role(Role::Replica);
+        assert!(damaged.is_ok());
+        drop(locks);
+        // Whether it was captured, as a raw write, or not: the new primary's history replaces it.
+        if replica.db().received() != primary.db().position() {
+            replica
+                .store
+                .archive_tail(&name(), primary.db().position().txid)
+                .unwrap();
+        }
+        client.exec("DELETE FROM t WHERE x > 30");
+        primary.db().drain().unwrap();
+        let snapshot = primary.db().snapshot().unwrap();
+        replica
+            .store
+            .receive(&name(), &mut snapshot.ltx(7).unwrap())
+            .unwrap();
+        wait_applied(&replica);
+        assert_eq!(replica.digest(), primary.digest(), "{mode}");
+        assert_eq!(replica.db().status().unwrap().quarantine, None);
+        same(&primary, &replica);
+    }
+}
