@@ -377,6 +377,70 @@ fn command_line(pid: u32) -> String {
 }
 
 #[test]
+fn a_companion_that_dies_is_replaced() {
+    let mut rig = Rig::start(Mode::K);
+    let db = open(&rig, "a.db", "wal");
+    for _ in 0..3 {
+        for pid in children(rig.pid())
+            .into_iter()
+            .filter(|pid| command_line(*pid).contains("companion"))
+        {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::SIGKILL)
+                .unwrap();
+        }
+        assert_eq!(rig.ask("lock a.db 1"), "true");
+        eventually("the lock is released", || insert(&db).is_ok());
+        assert!(rig.ask("checkpoint a.db").contains("busy: false"));
+    }
+    drop(db);
+    rig.stop();
+}
+
+#[test]
+fn how_a_wal_is_open_follows_the_role() {
+    let mut rig = Rig::start(Mode::K);
+    let db = open(&rig, "a.db", "wal");
+    insert(&db).unwrap();
+    let path = rig.path("a.db-wal");
+    let reads = |rig: &mut Rig, file: &File| {
+        let before = rig.requests();
+        let mut head = [0; 4];
+        file.read_exact_at(&mut head, 0).unwrap();
+        assert_eq!(head[..3], [0x37, 0x7f, 0x06], "the magic of a WAL");
+        rig.requests()
+            .since(&before)
+            .0
+            .get("read.wal")
+            .copied()
+            .unwrap_or(0)
+    };
+    let rw = || OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    assert_eq!(reads(&mut rig, &rw()), 0, "passed through");
+    assert_eq!(rig.ask("role replica"), "ok");
+    let intercepted = rw();
+    assert_eq!(
+        reads(&mut rig, &intercepted),
+        1,
+        "intercepted although others pass through"
+    );
+    let refused = intercepted.write_all_at(b"x", 0).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
+    drop((db, intercepted));
+    // The last handle's release is not waited for.
+    eventually("a new handle goes through the page cache", || {
+        let cached = rw();
+        reads(&mut rig, &cached);
+        reads(&mut rig, &cached) == 0 && cached.write_all_at(b"x", 0).is_err()
+    });
+    assert_eq!(rig.ask("role primary"), "ok");
+    eventually("and passes through again", || {
+        let passed = rw();
+        passed.write_all_at(b"\x37", 0).is_ok() && reads(&mut rig, &passed) == 0
+    });
+    rig.stop();
+}
+
+#[test]
 fn a_mount_over_ours_survives_our_end() {
     let mut rig = Rig::start(Mode::D);
     let point = rig.mount();

@@ -87,7 +87,7 @@ impl Companion {
             create,
             fence,
         };
-        let answer = self.opener.ask(id, task, OPEN_PATIENCE).inspect_err(|_| {
+        let answer = self.opener.ask(id, &task, OPEN_PATIENCE).inspect_err(|_| {
             // Should it still be opened, the guardian must not keep it.
             close_in_opener(&self.opener, id);
         });
@@ -112,7 +112,7 @@ impl Companion {
             mode,
             busy_ms: busy.as_millis() as u64,
         };
-        match self.worker.ask(self.id(), task, JOB_PATIENCE)? {
+        match self.worker.ask(self.id(), &task, JOB_PATIENCE)? {
             (
                 Outcome::Checkpointed {
                     busy,
@@ -134,7 +134,7 @@ impl Companion {
             path: path.to_owned(),
             busy_ms: BUSY.as_millis() as u64,
         };
-        match self.worker.ask(self.id(), task, JOB_PATIENCE)? {
+        match self.worker.ask(self.id(), &task, JOB_PATIENCE)? {
             (Outcome::Recovered, _) => Ok(()),
             (outcome, _) => Err(unexpected(outcome, path)),
         }

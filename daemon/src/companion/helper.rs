@@ -80,15 +80,33 @@ impl Helper {
         self.pid.load(Ordering::Relaxed) == pid
     }
 
-    /// Sends a task and waits for the answer, at most for `patience`.
-    pub(super) fn ask(&self, id: u64, task: Task, patience: Duration) -> io::Result<Answer> {
+    /// Sends a task and waits for the answer, at most for `patience`. A process that died meanwhile is replaced once.
+    pub(super) fn ask(&self, id: u64, task: &Task, patience: Duration) -> io::Result<Answer> {
+        match self.ask_once(id, task, patience) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.ask_once(id, task, patience),
+            answer => answer,
+        }
+    }
+
+    fn ask_once(&self, id: u64, task: &Task, patience: Duration) -> io::Result<Answer> {
         let (socket, waiting) = self.socket()?;
         let (sender, answer) = sync_channel(1);
         match waiting.lock().as_mut() {
             Some(waiting) => drop(waiting.insert(id, sender)),
             None => return Err(self.gone()),
         }
-        protocol::send(&*socket, &Request { id, task }, None)?;
+        if let Err(error) = protocol::send(
+            &*socket,
+            &Request {
+                id,
+                task: task.clone(),
+            },
+            None,
+        ) {
+            // The thread that reads answers has not seen the end yet.
+            waiting.lock().take();
+            return Err(error);
+        }
         match answer.recv_timeout(patience) {
             Ok(answer) => Ok(answer),
             Err(RecvTimeoutError::Disconnected) => Err(self.gone()),

@@ -19,7 +19,7 @@ pub(super) struct Request {
     pub(super) task: Task,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Task {
     /// Opens a file of the mount for reading and writing. The opener keeps a duplicate under the request's id for the guardian.
     Open {
