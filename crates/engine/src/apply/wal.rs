@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use ltx::Checksum;
+use parking_lot::MutexGuard;
 use sqlite_format::locks::{PENDING_BYTE, SHARED_FIRST, SHARED_SIZE};
 use sqlite_format::wal::{FrameHeader, WalHeader, WalPosition, frame_offset};
 use sqlite_format::wal_index::{CkptInfo, IndexHeader, READ_MARK_UNUSED, SECOND_HEADER, lock};
@@ -279,14 +280,15 @@ impl Database {
                 frames: appended.end.frames + 1,
                 checksum: chain,
             };
-            if gathered.bytes.len() >= GATHER {
+            if gathered.bytes.len() >= GATHER || next.is_none() {
                 gathered.write(&wal).map_err(Error::io("wal.write", &path))?;
+                // The applying thread alone goes on from here, so nothing that it knows changes meanwhile.
+                MutexGuard::unlocked(&mut state, || {
+                    for (offset, bytes) in gathered.written.drain(..) {
+                        kernel.store(&self.name, Side::Wal, offset, &bytes);
+                    }
+                });
             }
-        }
-        gathered.write(&wal).map_err(Error::io("wal.write", &path))?;
-        drop(state);
-        for (offset, bytes) in gathered.written {
-            kernel.store(&self.name, Side::Wal, offset, &bytes);
         }
         Ok(appended)
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use sqlite_format::Pgno;
 use sqlite_format::journal::{HEADER_SIZE as JOURNAL_HEADER_SIZE, JournalHeader};
-use sqlite_format::wal::{WAL_HEADER_SIZE, frame_size};
+use sqlite_format::wal::{FrameHeader, WAL_HEADER_SIZE, frame_size};
 
 use super::Database;
 use super::backing::read_full;
@@ -247,6 +247,9 @@ impl Database {
         }
         let mut state = self.state.lock();
         self.check_usable(&state)?;
+        if let Some(intact) = intact_frames(&state, offset) {
+            self.frames_go(&mut state, file, intact)?;
+        }
         file.write_all_at(data, offset)
             .map_err(Error::io("wal.write", state.backing.path(Side::Wal)))?;
         state.wal.present = true;
@@ -303,6 +306,7 @@ impl Database {
     fn capture_before_wal_goes(&self, state: &mut State) -> Result<()> {
         if self.shared.is_primary() {
             self.capture_wal(state, Until::Index)?;
+            self.wal_goes(state)?;
         }
         Ok(())
     }
@@ -437,7 +441,17 @@ fn journal_nonce(state: &mut State) -> Result<u32> {
     Ok(JournalHeader::parse(&head[..read]).map_or(0, |header| header.nonce))
 }
 
-/// Whether a write reaches the end of a frame; with a WAL that was just begun, whether it can.
+/// How many captured frames a write to the WAL leaves as they are, if it overwrites any.
+fn intact_frames(state: &State, offset: u64) -> Option<u32> {
+    let size = frame_size(state.wal.header.as_ref()?.page_size) as u64;
+    let intact = offset.checked_sub(WAL_HEADER_SIZE as u64)? / size;
+    u32::try_from(intact)
+        .ok()
+        .filter(|intact| *intact < state.wal.frames())
+}
+
+/// Whether a write reaches the end of a frame; with a WAL that was just begun, whether it can. So does the header of a
+/// commit frame that is written once more: a transaction that overwrote frames of its own gets its checksums last.
 fn ends_frame(state: &State, file: &File, offset: u64, data: &[u8]) -> Result<bool> {
     let end = offset + data.len() as u64;
     if end <= WAL_HEADER_SIZE as u64 {
@@ -450,5 +464,8 @@ fn ends_frame(state: &State, file: &File, offset: u64, data: &[u8]) -> Result<bo
             None => return Ok(false),
         },
     };
-    Ok((end - WAL_HEADER_SIZE as u64).is_multiple_of(frame_size(page_size) as u64))
+    let size = frame_size(page_size) as u64;
+    let commits = FrameHeader::parse(data).is_ok_and(|frame| frame.commit > 0);
+    let begins = (offset - WAL_HEADER_SIZE as u64).is_multiple_of(size) && commits;
+    Ok(begins || (end - WAL_HEADER_SIZE as u64).is_multiple_of(size))
 }

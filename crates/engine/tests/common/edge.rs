@@ -94,7 +94,11 @@ pub struct Edge {
     dead: AtomicBool,
     death: Mutex<Option<(u64, Moment)>>,
     log: Mutex<Vec<String>>,
+    kills: AtomicBool,
 }
+
+/// Answer to a client that is to die on the spot.
+pub const DIE: i32 = 9999;
 
 impl std::fmt::Debug for Request {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -114,6 +118,7 @@ impl Edge {
             dead: AtomicBool::new(false),
             death: Mutex::new(None),
             log: Mutex::new(Vec::new()),
+            kills: AtomicBool::new(false),
         });
         let accepting = edge.clone();
         std::thread::spawn(move || {
@@ -146,6 +151,11 @@ impl Edge {
         self.dead.load(Ordering::SeqCst)
     }
 
+    /// The next client that syncs a WAL or writes the end of a frame dies right after.
+    pub fn kill_next_committer(&self) {
+        self.kills.store(true, Ordering::SeqCst);
+    }
+
     /// Answers nothing any more.
     pub fn die(&self) {
         self.dead.store(true, Ordering::SeqCst);
@@ -174,6 +184,15 @@ impl Edge {
                 self.dead.store(true, Ordering::SeqCst);
                 return;
             }
+            let ends_commit = match request.op {
+                Op::Sync => request.path.ends_with("-wal"),
+                Op::Write => request.path.ends_with("-wal") && request.data.len() >= 512,
+                _ => false,
+            };
+            let errno = match ends_commit && self.kills.swap(false, Ordering::SeqCst) {
+                true => DIE,
+                false => errno,
+            };
             if stream.write_all(&errno.to_le_bytes()).is_err() {
                 return;
             }

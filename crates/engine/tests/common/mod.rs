@@ -234,6 +234,11 @@ impl Client {
         self.try_exec(sql).unwrap()
     }
 
+    /// Waits for the process to end by itself.
+    pub fn await_death(mut self) {
+        self.child.wait().unwrap();
+    }
+
     /// The process ends without a word.
     pub fn kill(mut self) {
         self.child.kill().unwrap();

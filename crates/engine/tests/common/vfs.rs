@@ -81,6 +81,7 @@ fn ask(op: Op, path: *const c_char, offset: u64, data: &[u8]) -> c_int {
         .write_all(&request.encode())
         .and_then(|()| stream.read_exact(&mut answer));
     match outcome {
+        Ok(()) if i32::from_le_bytes(answer) == super::edge::DIE => std::process::abort(),
         Ok(()) => i32::from_le_bytes(answer),
         Err(_) => libc::ENOTCONN,
     }
