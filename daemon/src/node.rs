@@ -1,6 +1,6 @@
 //! The life of a node, from its configuration to its end.
 //!
-//! Start: port, data directory, store, companion, mount, services, and then the wait for the cluster. Stop is the reverse,
+//! Start: data directory, port, store, companion, mount, services, and then the wait for the cluster. Stop is the reverse,
 //! and may come at any moment of the start: what has been started is stopped, and nothing else is begun.
 //! Signals are heard from the first moment on; a second one changes nothing.
 

@@ -44,11 +44,6 @@ impl Parts {
         stop: &CancellationToken,
     ) -> Result<Progress, NodeError> {
         let config = &options.config;
-        let server = Server::bind(&config.http.addr).await;
-        let server = server.map_err(|source| NodeError::Bind {
-            address: config.http.addr.clone(),
-            source,
-        })?;
         let lease = setup::lease(config)?;
         let dir = config.data.dir.clone();
         // Waiting for another process is the one step that is not worth finishing.
@@ -57,6 +52,12 @@ impl Parts {
             () = stop.cancelled() => return Ok(Progress::Interrupted),
             lock = blocking(move || lock(&dir)) => Some(lock?),
         };
+        // Not before the lock: a former process that is just dying still has the port.
+        let server = Server::bind(&config.http.addr).await;
+        let server = server.map_err(|source| NodeError::Bind {
+            address: config.http.addr.clone(),
+            source,
+        })?;
         let (dir, store_options) = (config.data.dir.clone(), setup::store(config));
         let store = blocking(move || Ok(Store::open(&dir, store_options)?)).await?;
         self.store = Some(store.clone());

@@ -22,6 +22,8 @@ use crate::metrics::HTTP_FRAME_SEND_COUNT;
 /// Records up to this size are read in one go into memory that is used again.
 const SMALL_RECORD: u64 = 1 << 20;
 const READ: usize = 64 << 10;
+/// Records of one database that are sent before it is the next one's turn.
+const TURN: u32 = 1024;
 
 /// What one replica has, and the means to send it more.
 pub(super) struct CatchUp {
@@ -33,6 +35,7 @@ pub(super) struct CatchUp {
     /// Room for a small record.
     pub(super) record: Vec<u8>,
     pub(super) snapshot_timeout: Option<Duration>,
+    pub(super) counter: Option<(DbName, &'static str, metrics::Counter)>,
 }
 
 /// Why a stream cannot go on.
@@ -47,42 +50,76 @@ pub(super) enum StreamBroken {
     LeaseExpired,
 }
 
+/// What a run has left over.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// Could not be read; worth another attempt after a while.
+    pub(super) failed: BTreeSet<DbName>,
+    /// Had their turn and have more to send.
+    pub(super) unfinished: BTreeSet<DbName>,
+}
+
+impl Left {
+    pub(super) fn is_empty(&self) -> bool {
+        self.failed.is_empty() && self.unfinished.is_empty()
+    }
+}
+
+/// How the turn of one database ended.
+enum Turn {
+    Finished,
+    Unfinished,
+    Failed(engine::Error),
+}
+
 impl CatchUp {
-    /// Sends all that the replica lacks of these databases; gives those that could not be read, to be tried again.
-    pub(super) fn run(&mut self, names: BTreeSet<DbName>) -> Result<BTreeSet<DbName>, StreamBroken> {
-        let mut failed = BTreeSet::new();
+    /// Sends what the replica lacks of these databases, so much of each that none keeps the others waiting.
+    pub(super) fn run(&mut self, names: BTreeSet<DbName>) -> Result<Left, StreamBroken> {
+        let mut left = Left::default();
         for name in names {
-            if let Some(error) = self.database(&name)? {
-                tracing::error!(db = %name, replica = %self.replica.hostname, %error, "cannot send the database");
-                failed.insert(name);
+            match self.database(&name)? {
+                Turn::Finished => {}
+                Turn::Unfinished => drop(left.unfinished.insert(name)),
+                Turn::Failed(error) => {
+                    tracing::error!(db = %name, replica = %self.replica.hostname, %error, "cannot send the database");
+                    left.failed.insert(name);
+                }
             }
         }
         self.sink.flush()?;
-        Ok(failed)
+        Ok(left)
     }
 
-    /// Sends one database; an error that spoils no frame is given back for the database alone.
-    fn database(&mut self, name: &DbName) -> Result<Option<engine::Error>, StreamBroken> {
+    /// One turn of one database; an error that spoils no frame is the database's alone.
+    fn database(&mut self, name: &DbName) -> Result<Turn, StreamBroken> {
         let Some(db) = self.store.database(name) else {
-            return self.unknown(name).map(|()| None);
+            return self.unknown(name).map(|()| Turn::Finished);
         };
-        loop {
-            let Some(has) = self.lacks(&db) else {
-                return Ok(None);
+        let mut has = self.positions.get(name.as_str()).copied().unwrap_or(Pos::ZERO);
+        let mut records = 0;
+        let turn = loop {
+            let Some(from) = self.lacks(&db, has) else {
+                break Turn::Finished;
             };
+            if records == TURN {
+                break Turn::Unfinished;
+            }
             if !self.fence.holds() {
                 return Err(StreamBroken::LeaseExpired);
             }
-            match self.step(&db, has) {
-                Ok(None) => return Ok(None),
-                Ok(Some(now)) => {
-                    self.replica.sent(name.as_str(), now);
-                    self.positions.insert(name.to_string(), now);
-                }
-                Err(Failure::Database(error)) => return Ok(Some(error)),
+            match self.step(&db, from) {
+                Ok(None) => break Turn::Finished,
+                Ok(Some(now)) => has = now,
+                Err(Failure::Database(error)) => break Turn::Failed(error),
                 Err(Failure::Stream(error)) => return Err(error),
             }
+            records += 1;
+        };
+        if records > 0 {
+            self.replica.sent(name.as_str(), has);
+            self.positions.insert(name.to_string(), has);
         }
+        Ok(turn)
     }
 
     /// LiteFS tells a replica so, and the replica does nothing about it.
@@ -95,13 +132,8 @@ impl CatchUp {
     }
 
     /// Where the replica is, if there is more for it.
-    fn lacks(&self, db: &Database) -> Option<Pos> {
+    fn lacks(&self, db: &Database, has: Pos) -> Option<Pos> {
         let own = db.position();
-        let has = self
-            .positions
-            .get(db.name().as_str())
-            .copied()
-            .unwrap_or(Pos::ZERO);
         let diverged = has.txid > own.txid || (has.txid == own.txid && has != own);
         if diverged && !own.is_zero() {
             tracing::warn!(db = %db.name(), replica = %self.replica.hostname, %has, %own, "the replica diverged, sending a snapshot");
@@ -127,8 +159,7 @@ impl CatchUp {
             } else {
                 self.body(db.name(), &mut record.reader(), None)?;
             }
-            metrics::counter!(HTTP_FRAME_SEND_COUNT, "db" => db.name().to_string(), "type" => "ltx")
-                .increment(1);
+            self.count(db.name(), "ltx");
             return Ok(Some(position));
         }
         // What is collected goes first, and heartbeats have the floor while the snapshot is being made.
@@ -142,9 +173,23 @@ impl CatchUp {
         let mut body = snapshot.ltx(self.store.node_id())?;
         let deadline = self.snapshot_timeout.map(|limit| Instant::now() + limit);
         self.body(db.name(), &mut body, deadline)?;
-        metrics::counter!(HTTP_FRAME_SEND_COUNT, "db" => db.name().to_string(), "type" => "ltx:snapshot")
-            .increment(1);
+        self.count(db.name(), "ltx:snapshot");
         Ok(Some(position))
+    }
+
+    /// Counts a frame. The handle of the database that is being sent is kept: looking it up costs more than counting.
+    fn count(&mut self, name: &DbName, kind: &'static str) {
+        let counted = self
+            .counter
+            .as_ref()
+            .is_some_and(|(known, of, _)| known == name && *of == kind);
+        if !counted {
+            let counter = metrics::counter!(HTTP_FRAME_SEND_COUNT, "db" => name.to_string(), "type" => kind);
+            self.counter = Some((name.clone(), kind, counter));
+        }
+        if let Some((_, _, counter)) = &self.counter {
+            counter.increment(1);
+        }
     }
 
     fn small_body(&mut self, name: &DbName) -> Result<(), Failure> {

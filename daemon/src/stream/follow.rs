@@ -3,7 +3,7 @@
 //! Connects, tells the primary where this node is, and hands each record to the store, which has it in the log before it
 //! applies it. One database that cannot take records holds up neither heartbeats nor other databases.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use engine::{DbName, Store};
 use litefs_api::{Client, NodeId, header};
 use ltx::{HEADER_SIZE, Header};
+use metrics::Gauge;
 use reqwest::{Method, Response};
 use tokio::sync::watch;
 
@@ -109,6 +110,7 @@ impl Follower {
             failed: BTreeSet::new(),
             failed_since: None,
             runtime: tokio::runtime::Handle::current(),
+            ages: HashMap::new(),
         };
         let guard = done.begin();
         let receiving = tokio::task::spawn_blocking(move || {
@@ -223,6 +225,7 @@ struct Receiver {
     failed: BTreeSet<String>,
     failed_since: Option<Instant>,
     runtime: tokio::runtime::Handle,
+    ages: HashMap<DbName, Gauge>,
 }
 
 impl Receiver {
@@ -269,7 +272,7 @@ impl Receiver {
         })
     }
 
-    fn receive(&self, db: &DbName, body: &mut dyn Read) -> Result<(), engine::Error> {
+    fn receive(&mut self, db: &DbName, body: &mut dyn Read) -> Result<(), engine::Error> {
         let mut bytes = [0; HEADER_SIZE];
         body.read_exact(&mut bytes)
             .map_err(|error| engine::Error::Invalid(format!("{db}: {error}")))?;
@@ -281,8 +284,17 @@ impl Receiver {
         self.acks.add(db.as_str(), position);
         self.follower.lag.heard(header.timestamp);
         let age = (now_ms() - header.timestamp).max(0) as f64 / 1000.0;
-        metrics::gauge!(DB_LAG_SECONDS, "db" => db.to_string()).set(age);
+        self.age_of(db).set(age);
         Ok(())
+    }
+
+    /// The gauge of a database's lag, which is looked up once.
+    fn age_of(&mut self, db: &DbName) -> &Gauge {
+        if !self.ages.contains_key(db) {
+            let gauge = metrics::gauge!(DB_LAG_SECONDS, "db" => db.to_string());
+            self.ages.insert(db.clone(), gauge);
+        }
+        &self.ages[db]
     }
 
     /// A database that failed gets another chance with a new stream, which begins at its true position.

@@ -13,12 +13,12 @@ use futures_util::{Stream, StreamExt};
 use litefs_api::NodeId;
 use tokio::sync::watch;
 
-use super::catch_up::{CatchUp, StreamBroken, describe};
+use super::catch_up::{CatchUp, Left, StreamBroken, describe};
 use super::dirty::Dirty;
 use super::frame::Frame;
 use super::position_map::{self, PositionMap};
 use super::replicas::{Connected, Order, Replicas};
-use super::sink::{Body, Sink};
+use super::sink::{Body, Disconnected, Sink};
 use crate::leadership::now_ms;
 use crate::lease::Fence;
 
@@ -213,6 +213,7 @@ impl Session {
             positions,
             record: Vec::new(),
             snapshot_timeout: self.source.snapshot_timeout,
+            counter: None,
         };
         let mut ready = false;
         loop {
@@ -222,20 +223,19 @@ impl Session {
                 Order::Flush | Order::HandOver(_) => self.mark_all(),
                 Order::End | Order::Abort => return Ended::Ordered(order),
             }
-            let failed;
-            (catch_up, failed) = match self.send_dirty(catch_up, &mut orders).await {
+            let left;
+            (catch_up, left) = match self.send_dirty(catch_up, &mut orders).await {
                 Ok(sent) => sent,
                 Err(ended) => return ended,
             };
-            if !ready && self.sink.send(&Frame::Ready).await.is_err() {
-                return Ended::Disconnected;
+            if !ready && left.unfinished.is_empty() {
+                if self.greet().await.is_err() {
+                    return Ended::Disconnected;
+                }
+                ready = true;
             }
-            if !ready && self.heartbeat().await.is_err() {
-                return Ended::Disconnected;
-            }
-            ready = true;
             match order {
-                Order::Flush if failed.is_empty() => self.connected.replica.flushed(),
+                Order::Flush if left.is_empty() => self.connected.replica.flushed(),
                 Order::HandOver(lease_id) => {
                     return match self
                         .sink
@@ -250,7 +250,7 @@ impl Session {
                 }
                 _ => {}
             }
-            self.wait(&mut orders, failed).await;
+            self.wait(&mut orders, left).await;
         }
     }
 
@@ -259,13 +259,13 @@ impl Session {
         &self,
         mut catch_up: CatchUp,
         orders: &mut watch::Receiver<Order>,
-    ) -> Result<(CatchUp, BTreeSet<DbName>), Ended> {
+    ) -> Result<(CatchUp, Left), Ended> {
         let mut names = self.dirty.take();
         if !self.request.filter.is_empty() {
             names.retain(|name| self.request.filter.contains(name.as_str()));
         }
         if names.is_empty() {
-            return Ok((catch_up, names));
+            return Ok((catch_up, Left::default()));
         }
         let sending = tokio::task::spawn_blocking(move || {
             let result = catch_up.run(names);
@@ -274,7 +274,7 @@ impl Session {
         let mut aborted = orders.clone();
         tokio::select! {
             sent = sending => match sent {
-                Ok((catch_up, Ok(failed))) => Ok((catch_up, failed)),
+                Ok((catch_up, Ok(left))) => Ok((catch_up, left)),
                 Ok((_, Err(StreamBroken::Disconnected(_)))) => Err(Ended::Disconnected),
                 Ok((_, Err(error))) => Err(Ended::Broken(error)),
                 Err(_) => Err(Ended::Ordered(Order::Abort)),
@@ -283,25 +283,26 @@ impl Session {
         }
     }
 
-    /// Waits for a change or an order; databases that failed are tried again after a while.
-    async fn wait(&self, orders: &mut watch::Receiver<Order>, failed: BTreeSet<DbName>) {
-        let retry = !failed.is_empty();
+    /// Waits for a change or an order. What is unfinished goes on at once, what failed after a while.
+    async fn wait(&self, orders: &mut watch::Receiver<Order>, left: Left) {
+        let retry = !left.failed.is_empty();
+        if !left.unfinished.is_empty() {
+            self.dirty.insert(left.unfinished);
+        }
         tokio::select! {
             () = self.dirty.changed() => {}
             _ = orders.changed() => {}
             () = tokio::time::sleep(HEARTBEAT), if retry => {}
         }
         if retry {
-            self.dirty.insert(failed);
+            self.dirty.insert(left.failed);
         }
     }
 
-    async fn heartbeat(&self) -> Result<(), super::sink::Disconnected> {
-        self.sink
-            .send(&Frame::Heartbeat {
-                timestamp_ms: now_ms(),
-            })
-            .await
+    /// The replica has all that there was when it connected.
+    async fn greet(&self) -> Result<(), Disconnected> {
+        self.sink.send(&Frame::Ready).await?;
+        self.sink.send(&heartbeat()).await
     }
 
     fn mark_all(&self) {
@@ -315,6 +316,12 @@ impl Session {
     }
 }
 
+fn heartbeat() -> Frame {
+    Frame::Heartbeat {
+        timestamp_ms: now_ms(),
+    }
+}
+
 /// A heartbeat each second, between frames.
 async fn pulse(sink: Sink) {
     let mut beat = tokio::time::interval(HEARTBEAT);
@@ -323,8 +330,6 @@ async fn pulse(sink: Sink) {
     beat.tick().await;
     loop {
         beat.tick().await;
-        sink.send_if_idle(&Frame::Heartbeat {
-            timestamp_ms: now_ms(),
-        });
+        sink.send_if_idle(&heartbeat());
     }
 }
