@@ -1,0 +1,225 @@
+//! The daemon is killed again and again while a client commits, in every journal mode. Whatever COMMIT returned for is there
+//! afterwards, the database is sound, what the log says is what the files hold, and nothing hangs.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use litefs_dev::binary::Wanted;
+use litefs_dev::solo::{Solo, SoloOptions};
+use rusqlite::Connection;
+
+const CYCLES: usize = 20;
+/// Commits that a cycle must see before the daemon is killed.
+const COMMITS: usize = 25;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const CLIENT_OF: &str = "KILL_CYCLES_CLIENT_OF";
+const SETUP: &str = "KILL_CYCLES_SETUP";
+const MARK: &str = "committed ";
+
+fn kill_cycles(setup: &str, passthrough: &'static str) {
+    let dir = tempfile::tempdir().unwrap();
+    let binary = Wanted::default().find().unwrap();
+    let options = SoloOptions {
+        binary,
+        dir: dir.path().to_owned(),
+        passthrough,
+        durability: "follow",
+    };
+    let mut solo = Solo::start(options).unwrap();
+    let path = solo.mount().join("load.db");
+    let mut client = Client::start(&path, setup);
+    let mut committed = BTreeSet::new();
+    for cycle in 0..CYCLES {
+        client.await_commits(COMMITS, &mut committed, cycle);
+        solo.kill().unwrap();
+        client.drain(&mut committed);
+        solo.restart().unwrap();
+        client.drain(&mut committed);
+        check(&path, &committed, cycle);
+    }
+    client.await_commits(1, &mut committed, CYCLES);
+    client.end(&mut committed);
+    check(&path, &committed, CYCLES);
+    // The export is made from the files and checked page by page against the checksums of the log.
+    let exported = solo.get("/status").unwrap();
+    let status: serde_json::Value = serde_json::from_str(&exported).unwrap();
+    assert_eq!(
+        status["databases"][0]["quarantine"],
+        serde_json::Value::Null,
+        "{status}"
+    );
+    assert!(
+        !solo
+            .get("/export?name=load.db")
+            .unwrap_or_else(|e| e.to_string())
+            .is_empty()
+    );
+    solo.stop().unwrap();
+}
+
+fn check(path: &Path, committed: &BTreeSet<i64>, cycle: usize) {
+    assert!(
+        is_on_mount(path),
+        "cycle {cycle}: the daemon is up and its mount is not"
+    );
+    let connection = Connection::open(path).unwrap();
+    connection.busy_timeout(PATIENCE).unwrap();
+    let verdict: String = connection
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(verdict, "ok", "cycle {cycle}");
+    let mut select = connection.prepare("SELECT id FROM t").unwrap();
+    let found: BTreeSet<i64> = select
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    let missing: Vec<&i64> = committed.difference(&found).collect();
+    assert!(
+        missing.is_empty(),
+        "cycle {cycle}: of {} commits that returned {} are missing, {:?} to {:?}; {} rows are there",
+        committed.len(),
+        missing.len(),
+        missing.first(),
+        missing.last(),
+        found.len()
+    );
+}
+
+/// A process that commits, reports, and starts over with a new connection after any error.
+struct Client {
+    child: Child,
+    lines: Receiver<i64>,
+}
+
+impl Client {
+    fn start(path: &Path, setup: &str) -> Client {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["client_process", "--exact", "--nocapture"])
+            .env(CLIENT_OF, path)
+            .env(SETUP, setup)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if let Some((_, id)) = line.split_once(MARK) {
+                    let _ = sender.send(id.trim().parse().unwrap());
+                }
+            }
+        });
+        Client { child, lines }
+    }
+
+    fn await_commits(&mut self, count: usize, committed: &mut BTreeSet<i64>, cycle: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        for _ in 0..count {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(id) => committed.insert(id),
+                Err(RecvTimeoutError::Timeout) => panic!("cycle {cycle}: the client hangs"),
+                Err(RecvTimeoutError::Disconnected) => panic!("cycle {cycle}: the client ended"),
+            };
+        }
+    }
+
+    fn drain(&mut self, committed: &mut BTreeSet<i64>) {
+        committed.extend(self.lines.try_iter());
+    }
+
+    fn end(mut self, committed: &mut BTreeSet<i64>) {
+        drop(self.child.stdin.take());
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "the client does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        while let Ok(id) = self.lines.recv_timeout(Duration::from_secs(1)) {
+            committed.insert(id);
+        }
+    }
+}
+
+/// Not a test by itself: the client.
+#[test]
+fn client_process() {
+    let (Some(path), Ok(setup)) = (std::env::var_os(CLIENT_OF), std::env::var(SETUP)) else {
+        return;
+    };
+    let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let ended = over.clone();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        ended.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let mut id = 0;
+    while !over.load(std::sync::atomic::Ordering::Relaxed) {
+        let _ = commit_until_error(Path::new(&path), &setup, &mut id, &over);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn commit_until_error(
+    path: &Path,
+    setup: &str,
+    id: &mut i64,
+    over: &std::sync::atomic::AtomicBool,
+) -> rusqlite::Result<()> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(Duration::from_secs(1))?;
+    if !is_on_mount(path) {
+        return Ok(());
+    }
+    connection.execute_batch(setup)?;
+    connection.execute_batch("CREATE TABLE IF NOT EXISTS t(id INTEGER PRIMARY KEY, v BLOB)")?;
+    let mut insert = connection.prepare("INSERT INTO t VALUES(?, randomblob(300))")?;
+    while !over.load(std::sync::atomic::Ordering::Relaxed) {
+        *id += 1;
+        insert.execute([*id])?;
+        let mut out = std::io::stdout();
+        let _ = writeln!(out, "{MARK}{id}").and_then(|()| out.flush());
+    }
+    Ok(())
+}
+
+/// While no daemon runs, the path leads into the directory below the mount point.
+fn is_on_mount(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| std::fs::metadata(path).map(|meta| meta.dev()).ok();
+    let below = path.parent().and_then(Path::parent).and_then(device);
+    device(path).is_some_and(|dev| Some(dev) != below)
+}
+
+macro_rules! modes {
+    ($($name:ident: $setup:literal;)*) => {$(
+        mod $name {
+            #[test]
+            fn passthrough() {
+                super::kill_cycles($setup, "on");
+            }
+
+            #[test]
+            fn intercepted() {
+                super::kill_cycles($setup, "off");
+            }
+        }
+    )*};
+}
+
+modes! {
+    wal_normal: "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=50";
+    wal_full: "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL";
+    wal_off: "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF";
+    delete_full: "PRAGMA journal_mode=DELETE; PRAGMA synchronous=FULL";
+    delete_off: "PRAGMA journal_mode=DELETE; PRAGMA synchronous=OFF";
+    truncate: "PRAGMA journal_mode=TRUNCATE; PRAGMA synchronous=NORMAL";
+    persist: "PRAGMA journal_mode=PERSIST; PRAGMA synchronous=FULL";
+}
