@@ -60,6 +60,16 @@ fn kill_cycles(setup: &str, passthrough: &'static str) {
             .is_empty()
     );
     solo.stop().unwrap();
+    // A daemon that takes a mount point over never uncovers the directory below.
+    let below: Vec<_> = std::fs::read_dir(path.parent().unwrap())
+        .unwrap()
+        .flatten()
+        .map(|e| e.file_name())
+        .collect();
+    assert!(
+        below.is_empty(),
+        "clients wrote into the directory below the mount point: {below:?}"
+    );
 }
 
 fn check(path: &Path, committed: &BTreeSet<i64>, cycle: usize) {

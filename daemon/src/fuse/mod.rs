@@ -24,6 +24,7 @@ mod fusermount;
 mod handle;
 mod kernel;
 mod mount;
+mod mount_beneath;
 mod node;
 mod presence;
 mod readdir;

@@ -15,6 +15,7 @@ use nix::mount::{MntFlags, MsFlags};
 use thiserror::Error;
 
 use super::fusermount;
+use super::mount_beneath::mount_beneath;
 
 /// The source column of our mounts in the mount table; how a stale mount is recognised.
 pub const FSNAME: &str = "litefs";
@@ -71,7 +72,7 @@ pub(crate) struct Attached {
 #[derive(Debug)]
 pub(crate) struct Detach {
     path: PathBuf,
-    /// `st_dev` of the mount; proof that what is mounted there now is still ours.
+    /// Device of the mount; proof that what is mounted there now is still ours.
     dev: u64,
     by_helper: bool,
 }
@@ -102,14 +103,58 @@ pub(crate) fn attach(path: &Path, allow_other: bool) -> Result<Attached, MountEr
     })
 }
 
+/// Whether a killed daemon left a dead mount on `path` that is to be taken over.
+pub(crate) fn is_stale(path: &Path) -> bool {
+    is_dead(path) && top_mount(path).is_some_and(|mount| is_ours(&mount))
+}
+
+/// The absolute path of a mount point that cannot be asked itself.
+pub(crate) fn resolve_point(path: &Path) -> Result<PathBuf, MountError> {
+    let absolute = std::path::absolute(path).map_err(|error| io_error("resolve", path, error))?;
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(parent), Some(name)) => {
+            let parent = fs::canonicalize(parent).map_err(|error| io_error("resolve", path, error))?;
+            Ok(parent.join(name))
+        }
+        (Some(_) | None, _) => Ok(absolute),
+    }
+}
+
+/// Attaches a new connection beneath a stale mount. The dead mount goes on answering until [`uncover`]; nobody sees the
+/// directory below. `None` where the kernel cannot do that.
+pub(crate) fn attach_beneath(path: &Path, allow_other: bool) -> Option<Attached> {
+    let device = open_device().ok()?;
+    if let Err(error) = mount_beneath(path, allow_other, &device) {
+        tracing::debug!(%error, "cannot mount beneath the stale mount, taking it away first");
+        return None;
+    }
+    let dev = top_mount(path).map_or(0, |mount| mount.dev);
+    let detach = Detach {
+        path: path.to_owned(),
+        dev,
+        by_helper: false,
+    };
+    Some(Attached {
+        device: OwnedFd::from(device),
+        detach,
+    })
+}
+
+/// Takes the dead mount away from above the new one.
+pub(crate) fn uncover(path: &Path) -> Result<(), MountError> {
+    while is_dead(path) {
+        detach_top(path).map_err(|source| io_error("detach the stale mount on", path, source))?;
+    }
+    Ok(())
+}
+
 /// Takes over a mount point on which a killed daemon left a dead mount. Returns whether there was one: clients may then still hold
 /// passthrough handles, which go on working.
 pub fn detach_stale(path: &Path) -> Result<bool, MountError> {
     let mut found = false;
     // Several dead daemons can have left a stack of mounts.
     while let Some(mount) = top_mount(path) {
-        let ours = mount.fsname == FSNAME && mount.fstype.starts_with("fuse");
-        match (ours, is_dead(path)) {
+        match (is_ours(&mount), is_dead(path)) {
             (true, true) => {
                 detach_top(path).map_err(|source| io_error("detach the stale mount on", path, source))?;
                 found = true;
@@ -131,6 +176,10 @@ pub fn detach_stale(path: &Path) -> Result<bool, MountError> {
         }
     }
     Ok(found)
+}
+
+fn is_ours(mount: &Mounted) -> bool {
+    mount.fsname == FSNAME && mount.fstype.starts_with("fuse")
 }
 
 /// Whether nobody serves what is mounted there. Attributes may still be cached; the state of the file system never is.

@@ -94,14 +94,18 @@ impl Mount {
             }
         };
         raise_descriptor_limit();
-        if options.take_over {
-            mount::detach_stale(&options.path)?;
-        }
-        fs::create_dir_all(&options.path).map_err(failed("create"))?;
-        let path = fs::canonicalize(&options.path).map_err(failed("resolve"))?;
+        let beneath = match options.take_over && mount::is_stale(&options.path) {
+            true => mount::attach_beneath(&mount::resolve_point(&options.path)?, options.allow_other),
+            false => None,
+        };
+        let took_over = beneath.is_some();
+        let (path, attached) = match beneath {
+            Some(attached) => (mount::resolve_point(&options.path)?, attached),
+            None => attach(options)?,
+        };
         let edge =
             new_edge(store.clone(), companion.clone(), presence, options).map_err(failed("prepare"))?;
-        let Attached { device, detach } = mount::attach(&path, options.allow_other)?;
+        let Attached { device, detach } = attached;
         let serving = serve(&edge, device, options)
             .inspect_err(|_| drop(detach.detach()))
             .map_err(|error| match error {
@@ -112,6 +116,9 @@ impl Mount {
                 ServeError::Io(source) => failed("serve")(source),
             })?;
         let (session, notifier) = serving;
+        if took_over {
+            mount::uncover(&path)?;
+        }
         let watcher = edge.wal_watch.spawn(store).map_err(failed("watch WALs of"))?;
         edge.shm_keeper
             .spawn(companion.clone(), path.clone())
@@ -272,6 +279,24 @@ fn probe_passthrough(device: std::os::fd::BorrowedFd<'_>, files_dir: &Path) -> i
     // SAFETY: the descriptor is a FUSE connection and the id was registered on it just now.
     unsafe { backing_close(device.as_raw_fd(), &id) }?;
     Ok(())
+}
+
+/// Attaches to the mount point after whatever a killed daemon left there is gone.
+fn attach(options: &MountOptions) -> Result<(PathBuf, Attached), MountError> {
+    let failed = |operation| {
+        move |source: io::Error| MountError::Io {
+            operation,
+            path: options.path.clone(),
+            source,
+        }
+    };
+    if options.take_over {
+        mount::detach_stale(&options.path)?;
+    }
+    fs::create_dir_all(&options.path).map_err(failed("create"))?;
+    let path = fs::canonicalize(&options.path).map_err(failed("resolve"))?;
+    let attached = mount::attach(&path, options.allow_other)?;
+    Ok((path, attached))
 }
 
 /// Every inode the kernel knows costs a descriptor and every open file another.

@@ -253,8 +253,13 @@ impl Database {
         file.write_all_at(data, offset)
             .map_err(Error::io("wal.write", state.backing.path(Side::Wal)))?;
         state.wal.present = true;
-        if self.captures_at_frame_end() && ends_frame(&state, file, offset, data)? {
-            self.capture_wal(&mut state, Until::Chain)?;
+        if ends_frame(&state, file, offset, data)? {
+            if self.captures_at_frame_end() {
+                self.capture_wal(&mut state, Until::Chain)?;
+            } else {
+                // A handle from before a promotion: the commit is published after this request, and nothing tells of it.
+                self.shared.settler.watch(&self.name);
+            }
         }
         Ok(())
     }
