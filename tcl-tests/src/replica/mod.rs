@@ -1,14 +1,16 @@
 //! The deep criterion, which the suite does not give: after each file, every database on the mount equals the replica's copy and
 //! what the node itself gives out.
 //!
-//! Three views are compared byte by byte. *The file* is what SQLite makes of a copy of the mount's files, with a hot journal
-//! rolled back and a WAL checkpointed ([`inspect`]); *the primary* and *the replica* are the nodes' exports. The replica was there
-//! before the database was, so its copy is what the records of the log add up to.
+//! Four views are compared byte by byte. *The file* is what SQLite makes of a copy of the mount's files, with a hot journal
+//! rolled back and a WAL checkpointed ([`inspect`]); *the primary* and *the replica* are the nodes' exports; *the log* is what the
+//! primary's records add up to ([`log`]).
 
 pub mod inspect;
+mod log;
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,6 +23,7 @@ use crate::child;
 use crate::execution::ERRAND;
 use crate::run::Databases;
 use inspect::Found;
+use log::Replayed;
 
 /// How long a replica may take to hold what the primary holds.
 const CATCH_UP: Duration = Duration::from_secs(30);
@@ -32,7 +35,13 @@ pub struct Checker {
     primary: Client,
     replica: Client,
     scratch: PathBuf,
+    /// Program and data directory of the primary.
+    litefs: PathBuf,
+    data: PathBuf,
 }
+
+/// Export of a record costs a sync; beyond this many the log is not replayed, only counted as such.
+const LONGEST_LOG: u64 = 400;
 
 /// What one file left behind, compared.
 #[derive(Debug, Default)]
@@ -42,8 +51,8 @@ pub struct Checked {
 }
 
 impl Checker {
-    /// `scratch` is an ordinary directory for copies.
-    pub fn new(primary: &str, replica: &str, scratch: PathBuf) -> Result<Checker> {
+    /// `home` is the primary's directory: copies go there, and its data is in `data`.
+    pub fn new(primary: &str, replica: &str, litefs: PathBuf, home: PathBuf) -> Result<Checker> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -52,7 +61,9 @@ impl Checker {
             runtime,
             primary: Client::new(primary).context("client of the primary")?,
             replica: Client::new(replica).context("client of the replica")?,
-            scratch,
+            data: home.join("data"),
+            scratch: home,
+            litefs,
         })
     }
 
@@ -90,15 +101,53 @@ impl Checker {
             let file = found
                 .iter()
                 .find(|file| name.strip_prefix(prefix) == Some(file.name.as_str()));
+            if status.txid.0 == 0 {
+                // Known by name only: nothing was ever committed.
+                if file.is_some_and(|file| file.not_a_database.is_none()) {
+                    checked.fail(format!("{name}: is a database, and nothing of it was captured"));
+                }
+                continue;
+            }
             checked.databases.compared += 1;
-            if let Err(error) = self.runtime.block_on(self.compare(status, file)) {
+            let log = match self.replay(status) {
+                Ok(log) => log,
+                Err(error) => {
+                    checked.fail(format!("{name}: log: {error:#}"));
+                    continue;
+                }
+            };
+            checked.databases.replayed += u32::from(log.is_some());
+            if let Err(error) = self.runtime.block_on(self.compare(status, file, log.as_ref())) {
                 checked.fail(format!("{name}: {error:#}"));
             }
         }
         Ok(())
     }
 
-    async fn compare(&self, status: &DatabaseStatus, file: Option<&Found>) -> Result<()> {
+    /// The log replayed; `None` where it is too long.
+    fn replay(&self, status: &DatabaseStatus) -> Result<Option<Replayed>> {
+        let records = status.log.last_txid.0.saturating_sub(status.log.first_txid.0);
+        if records > LONGEST_LOG {
+            return Ok(None);
+        }
+        let replayed = log::replay(&self.litefs, &self.data, &status.name, &self.copies())?;
+        let (txid, checksum) = (replayed.position.txid.get(), replayed.position.post_apply.get());
+        anyhow::ensure!(
+            (txid, checksum) == (status.txid.0, status.checksum.0),
+            "leads to {}, the position is {}/{}",
+            replayed.position,
+            status.txid,
+            status.checksum
+        );
+        Ok(Some(replayed))
+    }
+
+    async fn compare(
+        &self,
+        status: &DatabaseStatus,
+        file: Option<&Found>,
+        log: Option<&Replayed>,
+    ) -> Result<()> {
         self.catch_up(status).await?;
         if status.pages == 0 {
             return Ok(());
@@ -145,6 +194,14 @@ impl Checker {
                     "page {number} of the export differs from the file's: {}",
                     first_difference(&page, &ours)
                 );
+            }
+            if let Some(log) = log {
+                let mut page = vec![0; size];
+                let offset = u64::from(number - 1) * size as u64;
+                log.image
+                    .read_exact_at(&mut page, offset)
+                    .with_context(|| format!("page {number} is not in the log"))?;
+                anyhow::ensure!(page == ours, "page {number} of the log differs from the export's");
             }
             checksum = with_page(checksum, number, &ours)?;
         }

@@ -92,8 +92,8 @@ fn totals(text: &mut String, summary: &Summary) {
         let databases = summary.databases();
         let _ = writeln!(
             text,
-            "databases: {} compared with replica and log, {} differ, {} not replicated",
-            databases.compared, databases.different, databases.local
+            "databases: {} compared with the replica ({} with their log replayed), {} differ, {} not replicated",
+            databases.compared, databases.replayed, databases.different, databases.local
         );
     }
     for finding in &summary.findings {

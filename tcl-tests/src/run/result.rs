@@ -27,6 +27,9 @@ pub struct FileResult {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Databases {
     pub compared: u32,
+    /// Of those, with a log short enough to replay.
+    #[serde(default)]
+    pub replayed: u32,
     /// Not databases, or not replicated, and the node says so.
     pub local: u32,
     pub different: u32,
@@ -208,6 +211,7 @@ impl Summary {
             .iter()
             .fold(Databases::default(), |sum, file| Databases {
                 compared: sum.compared + file.databases.compared,
+                replayed: sum.replayed + file.databases.replayed,
                 local: sum.local + file.databases.local,
                 different: sum.different + file.databases.different,
             })

@@ -157,7 +157,7 @@ impl<'a> Slot<'a> {
         });
         let replica = Mount::start(&spec, &home.join("replica"))?;
         let api = replica.api().context("the replica's API")?;
-        let checker = Checker::new(url, api, home.to_path_buf())?;
+        let checker = Checker::new(url, api, litefs.binary.clone(), home.to_path_buf())?;
         Ok((replica, checker))
     }
 
