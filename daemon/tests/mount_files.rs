@@ -8,7 +8,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -395,5 +395,98 @@ fn a_stop_does_not_wait_for_clients_and_leaves_strangers_alone() {
         drop(file);
         rig.restart();
         assert_eq!(fs::read(rig.path("open")).unwrap(), b"x");
+    });
+}
+
+/// Xorshift: the same story from the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+
+    /// One of few names, so that the threads meet; some of them database names.
+    fn path(&mut self, root: &Path) -> PathBuf {
+        const NAMES: [&str; 7] = ["a", "b", "c.db", "c.db-wal", "c.db-shm", "c.db-journal", "d"];
+        let mut path = root.to_owned();
+        for _ in 0..=self.roll(3) {
+            path.push(NAMES[self.roll(NAMES.len() as u64) as usize]);
+        }
+        path
+    }
+}
+
+fn one_operation(dice: &mut Dice, root: &Path) -> io::Result<()> {
+    let (path, other) = (dice.path(root), dice.path(root));
+    match dice.roll(10) {
+        0 | 1 => fs::write(&path, b"text"),
+        2 => fs::create_dir(&path),
+        3 => fs::rename(&path, &other),
+        4 => fs::remove_file(&path),
+        5 => fs::remove_dir(&path),
+        6 => fs::read_dir(&path).map(|entries| drop(entries.count())),
+        7 => fs::read(&path).map(drop),
+        8 => fs::hard_link(&path, &other),
+        _ => fs::metadata(&path).map(drop),
+    }
+}
+
+/// Path, kind, inode number and content of everything below.
+fn inventory(root: &Path, below: &Path, found: &mut Vec<(PathBuf, bool, u64, Vec<u8>)>) {
+    for entry in fs::read_dir(root.join(below)).unwrap() {
+        let entry = entry.unwrap();
+        let path = below.join(entry.file_name());
+        if path == Path::new(".lag") {
+            continue;
+        }
+        let stat = entry.metadata().unwrap();
+        let content = if stat.is_file() {
+            fs::read(entry.path()).unwrap()
+        } else {
+            Vec::new()
+        };
+        found.push((path.clone(), stat.is_dir(), stat.ino(), content));
+        if stat.is_dir() {
+            inventory(root, &path, found);
+        }
+    }
+    found.sort();
+}
+
+#[test]
+fn the_tree_is_the_backing_tree_after_any_operations_from_all_sides() {
+    let expected = [
+        libc::ENOENT,
+        libc::EEXIST,
+        libc::ENOTEMPTY,
+        libc::ENOTDIR,
+        libc::EISDIR,
+        libc::EINVAL,
+        libc::EPERM,
+    ];
+    in_both_modes(|rig| {
+        let root = rig.mount();
+        std::thread::scope(|scope| {
+            for seed in 1..=4u64 {
+                let root = &root;
+                scope.spawn(move || {
+                    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                    for _ in 0..1500 {
+                        if let Err(error) = one_operation(&mut dice, root) {
+                            let errno = error.raw_os_error().unwrap();
+                            assert!(expected.contains(&errno), "seed {seed}: {error}");
+                        }
+                    }
+                });
+            }
+        });
+        let (mut seen, mut kept) = (Vec::new(), Vec::new());
+        inventory(&root, Path::new(""), &mut seen);
+        inventory(&rig.backing(""), Path::new(""), &mut kept);
+        assert_eq!(seen, kept);
     });
 }
