@@ -372,10 +372,15 @@ impl Store {
         *self.shared.role.write() = role;
         self.shared.primary.store(false, Ordering::Release);
         let deadline = Instant::now() + ROLE_PATIENCE;
+        let mut outcome = Ok(());
         for db in self.databases() {
-            db.fence(deadline)?;
+            if let Err(error) = db.fence(deadline) {
+                // That one cannot be fenced is no reason to leave all others to their writers.
+                tracing::error!(db = %db.name(), %error, "cannot fence the writers of the database");
+                outcome = outcome.and(Err(error));
+            }
         }
-        Ok(())
+        outcome
     }
 
     /// Attaches databases that were put into the backing tree while nobody looked.

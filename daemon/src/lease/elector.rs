@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Role, Store};
+use engine::{Database, Role, Store};
 use litefs_api::{NodeId, Position};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -276,11 +276,14 @@ impl Elector {
 
     /// Positions with everything that clients have committed so far.
     async fn positions(&self) -> Result<BTreeMap<String, Position>, RoundError> {
-        let positions = blocking(&self.store, |store| store.positions()).await?;
-        Ok(positions
-            .into_iter()
-            .map(|(name, position)| (name.to_string(), api_position(position)))
-            .collect())
+        let positions = blocking(&self.store, |store| {
+            Ok(store
+                .databases()
+                .iter()
+                .map(|db| (db.name().to_string(), last_position(db)))
+                .collect())
+        });
+        Ok(positions.await?)
     }
 
     async fn set_role(&self, role: Role) -> Result<(), RoundError> {
@@ -377,6 +380,15 @@ impl Elector {
             .unwrap_or_else(|error| Err(std::io::Error::other(error)))
             .map_err(RoundError::Note)
     }
+}
+
+/// A database in trouble is where it was when the trouble began; the others are none the worse for it.
+fn last_position(db: &Database) -> Position {
+    let drained = db.drain();
+    if let Err(error) = &drained {
+        tracing::warn!(db = %db.name(), %error, "cannot capture the last commits of the database");
+    }
+    api_position(drained.unwrap_or_else(|_| db.position()))
 }
 
 /// Runs something that waits for the disk or for clients.

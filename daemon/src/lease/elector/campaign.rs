@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use engine::{DbName, Store};
+use engine::{Database, DbName, Store};
 use litefs_api::{Checksum, Position, Txid};
 
 use super::{Elector, Next, RoundError, blocking};
@@ -61,9 +61,9 @@ impl Elector {
         let state = recorded.state.clone();
         let standing = blocking(&self.store, move |store| {
             let local: BTreeMap<String, Position> = store
-                .received()
-                .into_iter()
-                .map(|(name, pos)| (name.to_string(), super::api_position(pos)))
+                .databases()
+                .iter()
+                .map(|db| (db.name().to_string(), own_position(db)))
                 .collect();
             Ok(standing(&local, state.as_ref(), &|name, txid| {
                 checksum_at(store, name, txid)
@@ -71,6 +71,17 @@ impl Elector {
         });
         Ok(standing.await?)
     }
+}
+
+/// The newest transaction this node has, applied or not. A suspended database counts with what it had: it must not keep
+/// the node from leading all others.
+fn own_position(db: &Database) -> Position {
+    let (received, applied) = (db.received(), db.position());
+    super::api_position(if received.txid > applied.txid {
+        received
+    } else {
+        applied
+    })
 }
 
 /// The checksum after a transaction, if the log still has it.
