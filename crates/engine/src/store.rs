@@ -119,6 +119,9 @@ impl Store {
                     if let Err(error) = db.flush_if_behind(TABLE_LAG) {
                         tracing::warn!(db = %db.name(), %error, "cannot flush the checksum table");
                     }
+                    if let Err(error) = verify(&shared, &db) {
+                        tracing::warn!(db = %db.name(), %error, "cannot verify the database");
+                    }
                 }
             }
         })
@@ -255,6 +258,9 @@ impl Store {
         ))?;
         if let Some(old) = &old {
             old.moved_away()?;
+        }
+        if let Some(new) = &new {
+            new.forget_locks();
         }
         if self.is_database_file(&to.file_in(&self.shared.files, Side::Database)) {
             self.attach(to)?.expect_content();
@@ -445,6 +451,15 @@ impl Store {
         }
         outcome
     }
+}
+
+/// Compares what a power loss has left in doubt.
+fn verify(shared: &Shared, db: &Database) -> Result<()> {
+    while !shared.is_closed() && db.verify_turn()? {
+        // Those who wait for the mutex come first.
+        std::thread::yield_now();
+    }
+    Ok(())
 }
 
 /// The policy for one database.

@@ -129,6 +129,27 @@ fn rollback_mode_transactions_are_applied_under_the_exclusive_lock() {
     }
 }
 
+/// SQLite cuts the file off after it removed the journal.
+#[test]
+fn a_vacuum_is_one_transaction() {
+    for mode in ["DELETE", "TRUNCATE", "MEMORY", "WAL"] {
+        let primary = Node::primary();
+        let client = primary.mount();
+        client.exec(&format!(
+            "PRAGMA journal_mode={mode}; CREATE TABLE t(x INTEGER PRIMARY KEY, y)"
+        ));
+        client.exec("INSERT INTO t VALUES(1, randomblob(90000))");
+        client.exec("DELETE FROM t");
+        let before = primary.db().drain().unwrap();
+        client.exec("VACUUM");
+        drop(client);
+        let after = primary.db().drain().unwrap();
+        assert_eq!(after.txid, Txid(before.txid.0 + 1), "{mode}");
+        assert_eq!(primary.db().reconcile().unwrap(), after, "{mode}");
+        assert_eq!(primary.db().status().unwrap().pages, 2, "{mode}");
+    }
+}
+
 #[test]
 fn a_reader_in_rollback_mode_delays_the_apply_and_not_the_reception() {
     let primary = Node::primary();

@@ -188,6 +188,33 @@ fn a_clean_stop_counts_only_until_the_machine_restarts() {
     check(&again, 1);
 }
 
+/// Without syncs a page may reach the disk, and the record of its transaction not.
+#[test]
+fn pages_that_the_log_lost_are_captured_once_they_are_found() {
+    let primary = Node::primary();
+    let client = primary.mount();
+    client.exec("PRAGMA synchronous=OFF; CREATE TABLE t(x INTEGER PRIMARY KEY, y); INSERT INTO t VALUES(1, randomblob(9000))");
+    let before = primary.db().drain().unwrap();
+    // From here on a start takes the files for right, up to this transaction.
+    primary.store.maintain(&engine::Retention::default());
+    let segment = list(&homes(primary.dir.path())[0].join("log"))[0].clone();
+    let durable = fs::metadata(&segment).unwrap().len();
+    client.exec("UPDATE t SET y=zeroblob(9000)");
+    assert_eq!(primary.db().drain().unwrap().txid.0, before.txid.0 + 1);
+    client.kill();
+    let dir = primary.kill();
+    let file = fs::OpenOptions::new().write(true).open(&segment).unwrap();
+    file.set_len(durable).unwrap();
+    lose_power(dir.path());
+    let again = reopen(dir);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while again.db().drain().unwrap() == before {
+        assert!(std::time::Instant::now() < deadline, "nobody found the pages");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    check(&again, 1);
+}
+
 /// A replica's record is in its log before it is in its files.
 #[test]
 fn a_received_record_is_applied_by_the_next_start() {

@@ -56,8 +56,13 @@ impl Database {
         self.empty_wal(record.info.page_size)?;
         self.create_file()?;
         let path = self.name.file(Side::Database);
-        let taken = Exclusive::take(self.locks()?).map_err(Error::io("database.lock", &path))?;
-        let guard = taken.map_err(|lock| self.busy(lock))?;
+        let kept = self.backlog.kept.lock().take();
+        let guard = match kept {
+            Some(guard) => guard,
+            None => Exclusive::take(self.locks()?)
+                .map_err(Error::io("database.lock", &path))?
+                .map_err(|lock| self.busy(lock))?,
+        };
         let hot = self.state.lock().backing.journal_is_hot()?;
         if hot {
             drop(guard);
@@ -67,7 +72,14 @@ impl Database {
                 .map_err(Error::io("journal.recover", &path))?;
             return Err(self.busy("a hot journal"));
         }
-        let written = self.write_main_file(record)?;
+        // Nobody may read a file in which only some of the pages are written.
+        let written = match self.write_main_file(record) {
+            Ok(written) => written,
+            Err(error) => {
+                *self.backlog.kept.lock() = Some(guard);
+                return Err(error);
+            }
+        };
         self.drop_cached(record, &written);
         Ok(())
     }

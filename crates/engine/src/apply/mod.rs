@@ -17,6 +17,7 @@ mod wal;
 pub(crate) use index::IndexImage;
 pub(crate) use lock::WriterLock;
 
+use exclusive::Exclusive;
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,13 +45,15 @@ const RETRY: (Duration, Duration) = (Duration::from_micros(200), Duration::from_
 const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Records that are received and not applied yet.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Backlog {
     /// One thread applies at a time.
     pub(crate) applying: Mutex<()>,
     /// Records are received one after the other.
     pub(crate) receiving: Mutex<()>,
     worker: AtomicBool,
+    /// The lock of an attempt that failed in the middle.
+    kept: Mutex<Option<Exclusive>>,
 }
 
 /// How a record is brought into the files.

@@ -6,7 +6,8 @@
 
 use std::sync::atomic::Ordering;
 
-use sqlite_format::{PageSize, Pgno};
+use sqlite_format::Pgno;
+use sqlite_format::header::DatabaseHeader;
 
 use super::wal::Until;
 use crate::commit::{Draft, Source};
@@ -70,7 +71,7 @@ impl Database {
                 return Ok(false);
             }
             Content::Database { header, pages } => {
-                self.draft_dirty(state, appender, header.page_size, pages, source)?;
+                self.draft_dirty(state, appender, &header, pages, source)?;
             }
         }
         Ok(true)
@@ -80,15 +81,18 @@ impl Database {
         &self,
         state: &mut State,
         appender: &mut Appender<'_>,
-        page_size: PageSize,
+        header: &DatabaseHeader,
         file_pages: u32,
         source: Source,
     ) -> Result<()> {
+        let page_size = header.page_size;
         // With frames in the WAL, they say how large the database is; the file follows at the next checkpoint.
         let commit = if state.wal_page_size() == Some(page_size) {
             state.wal.commit
         } else {
-            file_pages
+            // SQLite cuts the file off only after the commit.
+            let counted = header.valid_page_count().filter(|pages| *pages <= file_pages);
+            counted.unwrap_or(file_pages)
         };
         let mut draft = Draft::new(self, appender, state, page_size, commit, source)?;
         let mut buf = std::mem::take(&mut state.spare);

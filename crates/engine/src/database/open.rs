@@ -75,6 +75,7 @@ impl Database {
             synced_writes: false,
             last_write: None,
             poisoned: None,
+            unverified: None,
             spare: Vec::new(),
         };
         let db = Arc::new(Database {
@@ -111,6 +112,7 @@ impl Database {
                 self.repair(state, touched, &tail)?;
             }
             self.capture_leftovers(state)?;
+            state.unverified = (!left.same_boot).then_some(1);
         }
         if state.table.synced() != state.pos {
             self.log.sync()?;

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ltx::Txid;
+use sqlite_format::Pgno;
 use sqlite_format::wal_index::lock;
 
 use super::Database;
@@ -19,6 +20,8 @@ use crate::layout;
 use crate::name::Side;
 use crate::store::{Retention, retain_policy};
 
+/// Pages compared in one turn of the mutex.
+const VERIFIED: u32 = 64;
 /// Pause between two looks at a client's lock.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -33,8 +36,15 @@ impl Database {
     /// beyond the deadline is in the middle of a transaction that it cannot commit unseen: its frames are captured below
     /// or archived later, and the end of its journal is refused.
     pub(crate) fn fence(&self, deadline: Instant) -> Result<()> {
-        if self.state.lock().backing.get(Side::Database)?.is_none() {
-            return Ok(());
+        {
+            let mut state = self.state.lock();
+            let connected =
+                state.backing.get(Side::Wal)?.is_some() && state.backing.get(Side::Shm)?.is_some();
+            let written = connected || !state.scratch.dirty().is_clean();
+            if !written || state.backing.get(Side::Database)?.is_none() {
+                self.capture_wal(&mut state, Until::Index)?;
+                return Ok(());
+            }
         }
         let locks = self.locks()?;
         self.fence_wal(&*locks, deadline)?;
@@ -219,6 +229,34 @@ impl Database {
                 .saturating_sub(state.table.synced().txid.get())
         };
         if behind > lag { self.flush_table() } else { Ok(()) }
+    }
+
+    /// Compares a few more pages with the table after a power loss: without syncs, the main file may be ahead of what the
+    /// log kept. What differs is captured, or heals with the next snapshot. Returns whether there are more.
+    pub(crate) fn verify_turn(&self) -> Result<bool> {
+        let mut state = self.state.lock();
+        let (Some(first), Some(page_size)) = (state.unverified.take(), state.page_size()) else {
+            return Ok(false);
+        };
+        let last = state.commit.min(first.saturating_add(VERIFIED - 1));
+        let mut page = vec![0; page_size.bytes()];
+        let mut differs = false;
+        for pgno in (first..=last).filter_map(Pgno::new) {
+            if pgno == page_size.lock_page() || state.scratch.dirty().may_hold(pgno.get()) {
+                continue;
+            }
+            state.read_page(pgno, page_size, &mut page)?;
+            if !state.is_current(pgno, &page) {
+                tracing::warn!(db = %self.name, page = %pgno, "the page is not what the log says");
+                state.scratch.mark(pgno.get());
+                differs = true;
+            }
+        }
+        if differs {
+            self.shared.settler.watch(&self.name);
+        }
+        state.unverified = last.checked_add(1).filter(|next| *next <= state.commit);
+        Ok(state.unverified.is_some())
     }
 
     /// Lets go of old records.

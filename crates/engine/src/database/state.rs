@@ -39,6 +39,8 @@ pub(crate) struct State {
     pub(crate) last_write: Option<Instant>,
     /// Why nothing may be written any more: a sync failed, and what is on disk is unknown.
     pub(crate) poisoned: Option<String>,
+    /// The first page that was not compared with the table since a power loss.
+    pub(crate) unverified: Option<u32>,
     /// Room for one page.
     pub(crate) spare: Vec<u8>,
 }
