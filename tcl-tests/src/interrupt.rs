@@ -12,7 +12,12 @@ pub fn watch() -> Result<()> {
     let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         // SAFETY: the handler does nothing but an atomic swap and, the second time, _exit: both are allowed there.
-        unsafe { sigaction(signal, &action) }.with_context(|| format!("handle {signal}"))?;
+        let before = unsafe { sigaction(signal, &action) }.with_context(|| format!("handle {signal}"))?;
+        if matches!(before.handler(), SigHandler::SigIgn) {
+            // Started with nohup, or in the background: what was to be ignored stays ignored.
+            // SAFETY: the disposition is the one that was there before.
+            unsafe { sigaction(signal, &before) }.with_context(|| format!("ignore {signal}"))?;
+        }
     }
     Ok(())
 }

@@ -186,9 +186,7 @@ impl Checker {
                 "page {number} of the replica differs from the primary's"
             );
             if let Some(copy) = &mut copy {
-                let mut page = vec![0; size];
-                copy.read_exact(&mut page)
-                    .with_context(|| format!("page {number} is not in the file"))?;
+                let page = page_of(copy, size).with_context(|| format!("page {number} of the file"))?;
                 anyhow::ensure!(
                     page == ours,
                     "page {number} of the export differs from the file's: {}",
@@ -267,6 +265,15 @@ fn with_page(checksum: ltx::Checksum, number: u32, page: &[u8]) -> Result<ltx::C
     } else {
         checksum.xor(ltx::page_checksum(pgno, page))
     })
+}
+
+/// The next page of a file. SQLite takes what is missing of the last page for zeros.
+fn page_of(file: &mut std::fs::File, size: usize) -> Result<Vec<u8>> {
+    let mut page = Vec::with_capacity(size);
+    file.take(size as u64).read_to_end(&mut page).context("read")?;
+    anyhow::ensure!(!page.is_empty(), "is not there");
+    page.resize(size, 0);
+    Ok(page)
 }
 
 fn first_difference(file: &[u8], export: &[u8]) -> String {
