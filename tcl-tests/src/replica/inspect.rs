@@ -22,6 +22,8 @@ pub struct Found {
     pub copy: Option<PathBuf>,
     /// Why it is not one after all, or cannot be replicated.
     pub not_a_database: Option<String>,
+    /// A journal lies beside it: until somebody rolls it back, the file is in the middle of a transaction.
+    pub unfinished: bool,
 }
 
 /// Where test/tester.tcl puts the lock bytes.
@@ -74,6 +76,7 @@ fn take(root: &Path, path: &Path, copy: &Path) -> Result<Found> {
         name: relative.to_string_lossy().into_owned(),
         copy: None,
         not_a_database: None,
+        unfinished: std::fs::metadata(with_suffix(path, "-journal")).is_ok_and(|journal| journal.len() > 0),
     };
     if let Some(reason) = cannot_be_replicated(relative) {
         found.not_a_database = Some(reason);

@@ -20,7 +20,7 @@ use crate::baseline::Baseline;
 use crate::execution::Bench;
 use crate::expectations::Expectations;
 use crate::interrupt;
-use crate::mount::Spec;
+use crate::mount::{Mount, Spec};
 use slot::Slot;
 
 /// Where a file runs below the mount.
@@ -71,6 +71,7 @@ impl Plan {
         for directory in [&self.work, &self.logs] {
             std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
         }
+        self.try_mount()?;
         let start = Instant::now();
         let weights: BTreeMap<String, f64> = self
             .files
@@ -91,6 +92,16 @@ impl Plan {
             wall: start.elapsed(),
             interrupted: interrupt::requested(),
         })
+    }
+
+    /// A machine on which nothing can be mounted is told at once, not file by file.
+    fn try_mount(&self) -> Result<()> {
+        let trial = Mount::start(&self.spec, &self.work.join("trial"))
+            .context("nothing can be mounted (in Docker: --device /dev/fuse --cap-add SYS_ADMIN)")?;
+        trial
+            .stop()
+            .map_err(anyhow::Error::msg)
+            .context("the mount cannot be ended")
     }
 
     fn expected_seconds(&self, file: &str) -> f64 {
