@@ -10,6 +10,7 @@
 //!   the comparison and the lease is missed.
 
 mod campaign;
+mod command;
 mod hand_over;
 mod keeper;
 mod lead;
@@ -24,8 +25,10 @@ use std::time::Duration;
 
 use engine::{Database, Role, Store};
 use litefs_api::{NodeId, Position};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+
+pub use command::{Command, ElectorHandle, Refusal};
 
 use super::{Backoff, Fence, Holder, Lease, LeaseError, Sighting, Standing, kept};
 use crate::leadership::{Lag, Leadership};
@@ -44,59 +47,6 @@ pub struct ElectorOptions {
     pub hostname: String,
     pub advertise_url: String,
     pub reconnect_delay: Duration,
-}
-
-/// What the API asks of the elector.
-#[derive(Debug)]
-pub enum Command {
-    /// Become primary, by handoff or by taking a free lease.
-    Promote { force: bool, answer: Answer },
-    /// Hand the lease to the replica with this id.
-    HandOff { node_id: NodeId, answer: Answer },
-}
-
-type Answer = oneshot::Sender<Result<(), Refusal>>;
-
-/// Why a command is not carried out.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    #[error("not eligible to become primary")]
-    NotCandidate,
-    #[error("no primary to take over from: {0}")]
-    NoPrimary(String),
-    #[error("this node is not the primary")]
-    NotPrimary,
-    #[error("cannot handoff: {0}")]
-    Handoff(String),
-    #[error("the node is stopping")]
-    Stopping,
-}
-
-/// Sends commands to the elector. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct ElectorHandle {
-    commands: mpsc::Sender<Command>,
-}
-
-impl ElectorHandle {
-    /// Starts to make this node primary; the leadership tells when it is.
-    pub async fn promote(&self, force: bool) -> Result<(), Refusal> {
-        self.send(|answer| Command::Promote { force, answer }).await
-    }
-
-    /// Hands the lease to a connected replica, and returns when it is handed over.
-    pub async fn hand_off(&self, node_id: NodeId) -> Result<(), Refusal> {
-        self.send(|answer| Command::HandOff { node_id, answer }).await
-    }
-
-    async fn send(&self, command: impl FnOnce(Answer) -> Command) -> Result<(), Refusal> {
-        let (answer, answered) = oneshot::channel();
-        self.commands
-            .send(command(answer))
-            .await
-            .map_err(|_| Refusal::Stopping)?;
-        answered.await.unwrap_or(Err(Refusal::Stopping))
-    }
 }
 
 /// The state machine. `run` it once.
@@ -184,7 +134,7 @@ impl Elector {
             forced: false,
             standing: Standing::Eligible,
         };
-        (elector, ElectorHandle { commands: sender })
+        (elector, ElectorHandle::new(sender))
     }
 
     /// Runs until shutdown. On return this node is not primary and has let go of the lease.

@@ -216,13 +216,16 @@ impl Session {
             counter: None,
         };
         let mut ready = false;
+        let mut known = Order::Serve;
         loop {
             let order = orders.borrow_and_update().clone();
             match order {
-                Order::Serve => {}
-                Order::Flush | Order::HandOver(_) => self.mark_all(),
                 Order::End | Order::Abort => return Ended::Ordered(order),
+                // Once per order: what was looked at stays so, as nobody writes any more.
+                Order::Flush | Order::HandOver(_) if order != known => self.mark_all(),
+                Order::Serve | Order::Flush | Order::HandOver(_) => {}
             }
+            known = order.clone();
             let left;
             (catch_up, left) = match self.send_dirty(catch_up, &mut orders).await {
                 Ok(sent) => sent,
