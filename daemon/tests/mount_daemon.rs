@@ -103,6 +103,27 @@ fn several_processes_write_and_every_commit_is_a_transaction() {
 }
 
 #[test]
+fn the_first_transaction_of_a_database_is_one() {
+    for mode in MODES {
+        let rig = Rig::start(mode);
+        for journal in ["delete", "persist", "wal"] {
+            let name = format!("{journal}.db");
+            let db = Connection::open(rig.path(&name)).unwrap();
+            let switch = if journal == "wal" { 1 } else { 0 };
+            db.execute_batch(&format!("PRAGMA journal_mode={journal}"))
+                .unwrap();
+            // Many pages in one transaction, before anything else is known of the database.
+            db.execute_batch("BEGIN; CREATE TABLE t(a INTEGER PRIMARY KEY, b); CREATE TABLE u(x);")
+                .unwrap();
+            db.execute_batch("INSERT INTO u VALUES (zeroblob(200000)); COMMIT")
+                .unwrap();
+            assert_eq!(txid(&rig, &name), 1 + switch, "{journal} {mode:?}");
+        }
+        rig.stop();
+    }
+}
+
+#[test]
 fn exclusive_locking_needs_no_wal_index() {
     for mode in MODES {
         let rig = Rig::start(mode);

@@ -311,6 +311,12 @@ impl Database {
         }
         if state.pos.is_zero() || state.wal.unknown {
             self.adopt_wal(state)?;
+            if state.backing.get(Side::Wal)?.is_none() {
+                // A rollback-mode transaction may be under way: what it has written so far is not committed.
+                state.wal.present = false;
+                self.shared.settler.watch(&self.name);
+                return Ok(false);
+            }
             self.compare_pages(state, 0)?;
             return Ok(false);
         }
