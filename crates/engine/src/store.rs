@@ -15,6 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use sqlite_format::header::has_magic;
 
 use crate::database::Database;
+use crate::database::backing::create_like;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::kernel::{Direct, Kernel};
@@ -217,6 +218,12 @@ impl Store {
     /// Which file of which database a path relative to the mount is.
     pub fn classify(&self, relative: &[u8]) -> Option<(DbName, Side)> {
         DbName::classify(relative)
+    }
+
+    /// Creates a side file of a database in the backing tree unless it exists, with the main file's owner and mode.
+    pub fn create_side_file(&self, name: &DbName, side: Side) -> io::Result<()> {
+        let path = |side| name.file_in(&self.shared.files, side);
+        create_like(&path(side), &path(Side::Database))
     }
 
     /// Begins to replicate a file that has become a database. What it holds becomes the first transaction.

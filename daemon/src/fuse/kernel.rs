@@ -15,7 +15,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 
-use engine::{CheckpointMode, CheckpointResult, Coherence, DbName, Kernel, LockFiles, Side};
+use engine::{CheckpointMode, CheckpointResult, Coherence, DbName, Kernel, LockFiles, Side, Store};
 use fuser::{INodeNo, Notifier};
 use parking_lot::Mutex;
 
@@ -91,6 +91,8 @@ impl Kernel for MountKernel {
             .open_database(&db.file_in(&self.path, Side::Database))?;
         let locks = Arc::new(MountLocks {
             companion: self.companion.clone(),
+            store: self.edge.store.clone(),
+            db: db.clone(),
             database,
             shm_path: db.file_in(&self.path, Side::Shm),
             shm_backing: db.file_in(&self.edge.files_dir, Side::Shm),
@@ -171,6 +173,8 @@ impl Kernel for MountKernel {
 /// The wal-index is opened, and created if need be, when it is first locked: a database in a rollback mode has none and must not get one.
 struct MountLocks {
     companion: Arc<Companion>,
+    store: Arc<Store>,
+    db: DbName,
     database: OpenedFile,
     shm_path: PathBuf,
     shm_backing: PathBuf,
@@ -185,6 +189,8 @@ impl MountLocks {
                 Some(shm) => Ok(&shm.file),
                 None => {
                     refuse_on_serving_thread("open the wal-index")?;
+                    // The opener is root; a wal-index that it made would keep other users out.
+                    self.store.create_side_file(&self.db, Side::Shm)?;
                     let shm = self.companion.open_shm(&self.shm_path)?;
                     Ok(&self.shm.get_or_init(|| shm).file)
                 }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::clock::{BootTime, sleep_until};
 
@@ -47,17 +48,25 @@ impl Fence {
     }
 
     /// Returns when the deadline has passed, however often it is moved before.
+    #[cfg(test)]
     pub(super) async fn expired(&self) {
-        while self.holds() {
-            sleep_until(self.deadline()).await;
+        self.expires_within(Duration::ZERO).await;
+    }
+
+    /// Returns when less than `margin` is left of the lease, however often the deadline is moved before.
+    pub(super) async fn expires_within(&self, margin: Duration) {
+        loop {
+            let due = self.deadline() - margin;
+            if BootTime::now() >= due {
+                return;
+            }
+            sleep_until(due).await;
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[tokio::test]

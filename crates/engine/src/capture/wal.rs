@@ -40,6 +40,8 @@ pub(crate) struct Wal {
     /// Nobody is connected to the wal-index: it may be left over from a crash, while a connection in EXCLUSIVE mode keeps
     /// its index in its own memory.
     pub(crate) index_is_dead: bool,
+    /// The header of a commit frame was written since the last capture; seen only where writes are intercepted.
+    pub(crate) commit_written: bool,
     /// Size of the database in pages at the last of them.
     pub(crate) commit: u32,
     /// Which frames are in the log is not known: what the WAL holds is compared as a whole.
@@ -333,6 +335,7 @@ impl Database {
         state.wal.window.clear();
         if let Some(group) = state.wal.next_group(&file, limit)? {
             let mut appender = self.log.appender()?;
+            state.wal.commit_written = false;
             let captured = self.capture_groups(state, &mut appender, &file, group, limit);
             // What was captured before a failure counts.
             self.flush(state, appender)?;

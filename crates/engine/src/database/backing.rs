@@ -23,7 +23,7 @@ pub(crate) struct Backing {
 pub(crate) enum Content {
     /// No file, or no byte in it.
     Empty,
-    /// A database of `pages` pages; a last page that is cut short counts.
+    /// A database of `pages` pages; a last page that is cut short counts, what lies behind them does not.
     Database { header: DatabaseHeader, pages: u32 },
     /// Something else.
     Foreign(HeaderError),
@@ -80,27 +80,25 @@ impl Backing {
         if let Some(file) = self.get(side)? {
             return Ok(file);
         }
-        {
-            let path = &self.paths[side as usize];
+        let path = &self.paths[side as usize];
+        if side == Side::Database {
             if let Some(parent) = path.parent() {
                 std::fs::create_dir_all(parent).map_err(Error::io("backing.mkdir", parent))?;
             }
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(path)
+        } else {
+            create_like(path, &self.paths[Side::Database as usize])
                 .map_err(Error::io("backing.create", path))?;
-            if side != Side::Database
-                && let Ok(main) = std::fs::metadata(&self.paths[Side::Database as usize])
-            {
-                inherit(&file, &main).map_err(Error::io("backing.chown", path))?;
-            }
-            let file = Arc::new(file);
-            self.open[side as usize] = Some(file.clone());
-            Ok(file)
         }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(Error::io("backing.create", path))?;
+        let file = Arc::new(file);
+        self.open[side as usize] = Some(file.clone());
+        Ok(file)
     }
 
     /// What is needed to make the content durable.
@@ -155,11 +153,16 @@ impl Backing {
             Ok(header) => header,
             Err(e) => return Ok(Content::Foreign(e)),
         };
-        let pages = self
+        let in_file = self
             .len(Side::Database)?
             .div_ceil(u64::from(header.page_size.get()));
-        let pages = u32::try_from(pages)
-            .map_err(|_| Error::Invalid(format!("{pages} pages are more than a database can have")))?;
+        // Like SQLite: what the file has behind the pages that the header counts is not the database's.
+        let counted = header
+            .valid_page_count()
+            .map(u64::from)
+            .filter(|counted| *counted <= in_file);
+        let pages = u32::try_from(counted.unwrap_or(in_file))
+            .map_err(|_| Error::Invalid(format!("{in_file} pages are more than a database can have")))?;
         Ok(Content::Database { header, pages })
     }
 
@@ -186,6 +189,72 @@ impl Durable {
                 .map_err(Error::io("backing.sync_dir", dir))?;
         }
         Ok(())
+    }
+}
+
+/// Creates an empty side file with the owner and the mode of the main file, in one step: a client that found it half made
+/// would be refused, and take the database for read-only.
+pub(crate) fn create_like(path: &Path, main: &Path) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let Ok(main) = std::fs::metadata(main) else {
+        return Ok(());
+    };
+    let Some(dir) = path.parent().filter(|_| !path.exists()) else {
+        return Ok(());
+    };
+    let anonymous = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .mode(0o600)
+        .open(dir);
+    let (file, temporary) = match anonymous {
+        Ok(file) => {
+            let link = PathBuf::from(format!(
+                "/proc/self/fd/{}",
+                std::os::fd::AsRawFd::as_raw_fd(&file)
+            ));
+            (file, Err(link))
+        }
+        // Not every file system knows O_TMPFILE.
+        Err(_) => {
+            let temporary = dir.join(format!(".litefs-{:016x}", rand::random::<u64>()));
+            (
+                OpenOptions::new().write(true).create_new(true).open(&temporary)?,
+                Ok(temporary),
+            )
+        }
+    };
+    inherit(&file, &main)?;
+    let linked = match &temporary {
+        Ok(temporary) => std::fs::hard_link(temporary, path).and_then(|()| std::fs::remove_file(temporary)),
+        Err(link) => link_open_file(link, path),
+    };
+    match linked {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Gives an open file without a name the name `path`.
+fn link_open_file(link: &Path, path: &Path) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let text = |path: &Path| std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other);
+    let (link, path) = (text(link)?, text(path)?);
+    // SAFETY: both are C strings that live as long as the call.
+    let result = unsafe {
+        libc::linkat(
+            libc::AT_FDCWD,
+            link.as_ptr(),
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::AT_SYMLINK_FOLLOW,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 

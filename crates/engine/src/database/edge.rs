@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use sqlite_format::Pgno;
 use sqlite_format::journal::{HEADER_SIZE as JOURNAL_HEADER_SIZE, JournalHeader};
-use sqlite_format::wal::{FrameHeader, WAL_HEADER_SIZE, frame_size};
+use sqlite_format::wal::{FRAME_HEADER_SIZE, FrameHeader, WAL_HEADER_SIZE, frame_size};
 
 use super::Database;
 use super::backing::read_full;
@@ -253,7 +253,7 @@ impl Database {
         file.write_all_at(data, offset)
             .map_err(Error::io("wal.write", state.backing.path(Side::Wal)))?;
         state.wal.present = true;
-        if ends_frame(&state, file, offset, data)? {
+        if completes_commit(&mut state, file, offset, data)? {
             if self.captures_at_frame_end() {
                 self.capture_wal(&mut state, Until::Chain)?;
             } else {
@@ -455,13 +455,16 @@ fn intact_frames(state: &State, offset: u64) -> Option<u32> {
         .filter(|intact| *intact < state.wal.frames())
 }
 
-/// Whether a write reaches the end of a frame; with a WAL that was just begun, whether it can. So does the header of a
-/// commit frame that is written once more: a transaction that overwrote frames of its own gets its checksums last.
-fn ends_frame(state: &State, file: &File, offset: u64, data: &[u8]) -> Result<bool> {
+/// Whether the write may be the last one of a transaction: it reaches the end of a frame, or writes a frame's header once
+/// more (a transaction that overwrote frames of its own gets its checksums last), after the header of a commit frame.
+fn completes_commit(state: &mut State, file: &File, offset: u64, data: &[u8]) -> Result<bool> {
     let end = offset + data.len() as u64;
-    if end <= WAL_HEADER_SIZE as u64 {
+    let Some(from) = offset
+        .checked_sub(WAL_HEADER_SIZE as u64)
+        .filter(|_| !data.is_empty())
+    else {
         return Ok(false);
-    }
+    };
     let page_size = match &state.wal.header {
         Some(header) => header.page_size,
         None => match read_header(file)? {
@@ -470,7 +473,15 @@ fn ends_frame(state: &State, file: &File, offset: u64, data: &[u8]) -> Result<bo
         },
     };
     let size = frame_size(page_size) as u64;
-    let commits = FrameHeader::parse(data).is_ok_and(|frame| frame.commit > 0);
-    let begins = (offset - WAL_HEADER_SIZE as u64).is_multiple_of(size) && commits;
-    Ok(begins || (end - WAL_HEADER_SIZE as u64).is_multiple_of(size))
+    let into = from % size;
+    let in_header = into < FRAME_HEADER_SIZE as u64;
+    if in_header {
+        // The kernel may have cut the header in two, so it is read back as a whole.
+        let mut head = [0; FRAME_HEADER_SIZE];
+        let read = read_full(file, &mut head, offset - into)
+            .map_err(Error::io("wal.read", state.backing.path(Side::Wal)))?;
+        state.wal.commit_written |= FrameHeader::parse(&head[..read]).is_ok_and(|frame| frame.commit > 0);
+    }
+    let header_only = in_header && into + data.len() as u64 <= FRAME_HEADER_SIZE as u64;
+    Ok(state.wal.commit_written && (header_only || (end - WAL_HEADER_SIZE as u64).is_multiple_of(size)))
 }

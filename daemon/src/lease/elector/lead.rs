@@ -15,6 +15,9 @@ use crate::stream::position_map::PositionMap;
 
 /// How long a graceful stop waits for replicas to have everything. Another node is to be primary within a second.
 const FLUSH_LIMIT: Duration = Duration::from_millis(500);
+/// What is left of a lease that cannot be renewed when its end begins: time to stop writers and send what they committed.
+/// A share of the time to live, but no more than this.
+const LONGEST_FAREWELL: Duration = Duration::from_millis(500);
 /// Longest time between two records of the positions.
 const LONGEST_RECORD_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -26,6 +29,8 @@ pub(super) struct Term {
     /// What is recorded, and the version to replace it by.
     recorded: Recorded,
 }
+
+const NOT_RENEWED: &str = "the lease could not be renewed in time";
 
 /// Why a term ends.
 enum End {
@@ -128,17 +133,31 @@ impl Elector {
         Ok(())
     }
 
+    fn farewell(&self) -> Duration {
+        (self.lease.ttl() / 8).min(LONGEST_FAREWELL)
+    }
+
     async fn preside(&mut self, term: &mut Term) -> End {
         let interval = (self.lease.ttl() / 2).min(LONGEST_RECORD_INTERVAL);
         let mut records = tokio::time::interval(interval);
         records.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (fence, shutdown) = (self.fence.clone(), self.shutdown.clone());
+        let farewell = self.farewell();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return End::Shutdown,
-                () = fence.expired() => return End::Lost("the lease could not be renewed in time"),
+                () = fence.expires_within(farewell) => return End::Lost(NOT_RENEWED),
                 () = term.keeper.gone() => return End::Lost("the lease service gave the lease up"),
-                _ = records.tick() => if let Some(end) = self.record_positions(term).await { return end },
+                _ = records.tick() => {
+                    // A lease service that does not answer must not keep this node from noticing that its time is up.
+                    let end = tokio::select! {
+                        end = self.record_positions(term) => end,
+                        () = fence.expires_within(farewell) => Some(End::Lost(NOT_RENEWED)),
+                    };
+                    if let Some(end) = end {
+                        return end;
+                    }
+                },
                 Some(command) = self.commands.recv() => match command {
                     Command::Promote { answer, .. } => drop(answer.send(Ok(()))),
                     Command::HandOff { node_id, answer } => {
@@ -195,11 +214,18 @@ impl Elector {
     /// The lease is somebody else's, or may be any moment.
     async fn lose(&mut self, term: Term, reason: &str) {
         tracing::error!(epoch = term.epoch, reason, "primary lease lost");
+        // Writers first: what they have committed can still be sent while the lease lasts.
+        match self.stop_writers().await {
+            Ok(positions) if self.fence.holds() => {
+                self.replicas
+                    .flush(&position_map(&positions), self.farewell())
+                    .await;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "cannot stop all writers of the lost term"),
+        }
         self.fence.drop_now();
         self.replicas.order_all(&Order::Abort);
-        if let Err(error) = self.set_role(Role::Replica).await {
-            tracing::error!(%error, "cannot stop all writers of the lost term");
-        }
         self.leave(&Order::Abort);
         drop(term.keeper);
         // The session may live on where only its key is gone.
