@@ -155,7 +155,11 @@ impl Life {
     }
 
     fn compare(&self) {
-        assert_eq!(self.nodes[0].digest(), self.nodes[1].digest(), "{self:#?}");
+        let digest = |node: &Node| {
+            let digest = node.try_digest();
+            digest.unwrap_or_else(|error| panic!("{error}\n{self:#?}"))
+        };
+        assert_eq!(digest(&self.nodes[0]), digest(&self.nodes[1]), "{self:#?}");
         let read = |node: &Node, sql: &str| {
             let client = node.mount();
             client

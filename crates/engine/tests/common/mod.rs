@@ -101,12 +101,16 @@ impl Node {
     }
 
     pub fn digest(&self) -> (Pos, u64) {
-        let snapshot = self.db().snapshot().unwrap();
+        self.try_digest().unwrap()
+    }
+
+    pub fn try_digest(&self) -> engine::Result<(Pos, u64)> {
+        let snapshot = self.db().snapshot()?;
         let mut bytes = Vec::new();
         std::io::Read::read_to_end(&mut snapshot.database().unwrap(), &mut bytes).unwrap();
         let mut digest = crc64fast::Digest::new();
         digest.write(&bytes);
-        (snapshot.pos, digest.sum64())
+        Ok((snapshot.pos, digest.sum64()))
     }
 }
 
