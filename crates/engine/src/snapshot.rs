@@ -24,6 +24,8 @@ use crate::shared::Shared;
 const TURN: u32 = 64;
 /// How long pages may stay in the middle of transactions.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long they may before the table is doubted.
+const DOUBT: Duration = Duration::from_secs(1);
 /// Pause between two looks at such pages.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -154,6 +156,7 @@ impl Copy<'_> {
     /// Rolls the copy forward until it is the database at one position; `None` if it has to be made anew.
     fn settle(&mut self, deadline: Instant) -> Result<Option<Target>> {
         let mut wrong = BTreeSet::new();
+        let doubtful = Instant::now() + DOUBT;
         loop {
             self.copy_pages(std::mem::take(&mut wrong).into_iter())?;
             let Some(target) = self.target() else {
@@ -172,6 +175,10 @@ impl Copy<'_> {
             }
             if Instant::now() >= deadline {
                 return Ok(None);
+            }
+            if Instant::now() >= doubtful {
+                // No transaction takes so long without dirty pages: the table itself may be wrong.
+                self.db.doubt(wrong.iter().copied());
             }
             std::thread::sleep(LOOK);
         }

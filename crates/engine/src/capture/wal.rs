@@ -163,6 +163,11 @@ impl Wal {
     ) {
         self.pages
             .extend(frames.into_iter().map(|(pgno, frame)| (pgno.get(), frame)));
+        if commit < self.commit {
+            // When the database grows again, these frames count for readers only if no checkpoint came in between.
+            // Nobody cares what such a page holds; what a checkpoint makes of it is captured then.
+            self.pages.retain(|page, _| *page <= commit);
+        }
         self.at = Some(end);
         self.commit = commit;
         self.published = Some((end, commit));
@@ -394,6 +399,7 @@ impl Database {
             .as_ref()
             .is_none_or(|known| known.salt != header.salt)
         {
+            self.wal_goes(state)?;
             state.wal.begin(header);
         }
         self.check_published(state, file, None)?;

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use sqlite_format::Pgno;
 use sqlite_format::journal::{HEADER_SIZE as JOURNAL_HEADER_SIZE, JournalHeader};
-use sqlite_format::wal::{FRAME_HEADER_SIZE, FrameHeader, WAL_HEADER_SIZE, frame_size};
+use sqlite_format::wal::{FRAME_HEADER_SIZE, FrameHeader, WAL_HEADER_SIZE, WalHeader, frame_size};
 
 use super::Database;
 use super::backing::read_full;
@@ -253,6 +253,9 @@ impl Database {
         file.write_all_at(data, offset)
             .map_err(Error::io("wal.write", state.backing.path(Side::Wal)))?;
         state.wal.present = true;
+        if offset == 0 {
+            self.begin_wal(&mut state, data)?;
+        }
         if completes_commit(&mut state, file, offset, data)? {
             if self.captures_at_frame_end() {
                 self.capture_wal(&mut state, Until::Chain)?;
@@ -262,6 +265,24 @@ impl Database {
             }
         }
         Ok(())
+    }
+
+    /// A WAL starts over with another header: all its frames are in the main file.
+    fn begin_wal(&self, state: &mut State, data: &[u8]) -> Result<()> {
+        match WalHeader::parse(data) {
+            Ok(header)
+                if state
+                    .wal
+                    .header
+                    .as_ref()
+                    .is_some_and(|known| known.salt != header.salt) =>
+            {
+                self.wal_goes(state)?;
+                state.wal.begin(header);
+                Ok(())
+            }
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Whether nothing but the write of a commit frame tells of the commit, or the commit must not return before it is

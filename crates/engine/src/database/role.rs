@@ -162,6 +162,16 @@ impl Database {
         self.shared.settler.watch(&self.name);
     }
 
+    /// These pages may not be what the table says: they are compared when no transaction is under way.
+    pub(crate) fn doubt(&self, pages: impl Iterator<Item = Pgno>) {
+        let mut state = self.state.lock();
+        for pgno in pages {
+            state.scratch.mark(pgno.get());
+        }
+        drop(state);
+        self.shared.settler.watch(&self.name);
+    }
+
     /// Compares every page with the table and captures what differs: after edits that nobody reported, and as repair.
     pub fn reconcile(&self) -> Result<ltx::Pos> {
         if self.shared.is_primary() {

@@ -16,15 +16,18 @@ pub struct TestKernel {
     files: PathBuf,
     pub coherence: Coherence,
     on_store: Mutex<Option<OnStore>>,
+    /// Where SQLite's requests go, as on a mount.
+    socket: PathBuf,
 }
 
 impl TestKernel {
-    pub fn new(files: &Path, coherence: Coherence) -> TestKernel {
+    pub fn new(files: &Path, coherence: Coherence, socket: PathBuf) -> TestKernel {
         TestKernel {
             direct: Direct::new(files),
             files: files.to_owned(),
             coherence,
             on_store: Mutex::new(None),
+            socket,
         }
     }
 
@@ -35,7 +38,9 @@ impl TestKernel {
     }
 
     fn sqlite(&self, db: &DbName, sql: &str) -> io::Result<String> {
-        let client = Client::connect(&db.file_in(&self.files, Side::Database));
+        let intercepted = self.coherence == Coherence::Intercepted;
+        let path = db.file_in(&self.files, Side::Database);
+        let client = Client::start(&path, Some((&self.socket, intercepted)));
         client.try_exec(sql).map_err(io::Error::other)
     }
 }

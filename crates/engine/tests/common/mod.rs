@@ -48,9 +48,10 @@ impl Node {
 
     pub fn open_with(dir: TempDir, coherence: Coherence, options: StoreOptions) -> Node {
         let store = Store::open(dir.path(), options).unwrap();
-        let kernel = Arc::new(TestKernel::new(store.files_dir(), coherence));
+        let socket = dir.path().join("edge.sock");
+        let edge = Edge::serve(store.clone(), socket.clone());
+        let kernel = Arc::new(TestKernel::new(store.files_dir(), coherence, socket));
         store.start(kernel.clone()).unwrap();
-        let edge = Edge::serve(store.clone(), dir.path().join("edge.sock"));
         Node {
             dir,
             store,
@@ -178,7 +179,7 @@ impl Client {
         Client::start(path, None)
     }
 
-    fn start(path: &Path, mount: Option<(&Path, bool)>) -> Client {
+    pub fn start(path: &Path, mount: Option<(&Path, bool)>) -> Client {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
             .args(["common::client_process", "--exact", "--nocapture"])
@@ -207,7 +208,8 @@ impl Client {
 
     /// Begins to run statements; [`Client::receive`] waits for the outcome.
     pub fn send(&self, sql: &str) {
-        writeln!(self.pipes.borrow_mut().0, "{sql}").unwrap();
+        // If it is dead, that shows when the answer is read.
+        let _ = writeln!(self.pipes.borrow_mut().0, "{sql}");
     }
 
     pub fn receive(&self) -> Result<String, String> {
@@ -215,10 +217,9 @@ impl Client {
         let mut line = String::new();
         loop {
             line.clear();
-            assert!(
-                pipes.1.read_line(&mut line).unwrap() > 0,
-                "the client process ended"
-            );
+            if pipes.1.read_line(&mut line).unwrap() == 0 {
+                return Err("the client process ended".to_owned());
+            }
             if let Some((_, answer)) = line.trim_end_matches('\n').split_once(MARK) {
                 return match answer.split_once(' ') {
                     Some(("ok", value)) => Ok(value.to_owned()),
@@ -261,8 +262,12 @@ fn run_all(connection: &Connection, sql: &str) -> rusqlite::Result<String> {
     let mut last = String::new();
     let mut batch = rusqlite::Batch::new(connection, sql);
     while let Some(mut statement) = batch.next()? {
+        let columns = statement.column_count();
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
+            if columns == 0 {
+                continue;
+            }
             last = match row.get_ref(0)? {
                 rusqlite::types::ValueRef::Text(text) => String::from_utf8_lossy(text).into_owned(),
                 rusqlite::types::ValueRef::Integer(value) => value.to_string(),
