@@ -144,7 +144,7 @@ impl RunArgs {
             Some(directory) => Expectations::load(directory, &fixture.id(), self.mode.name(), &permutation)?,
             None => Expectations::default(),
         };
-        let results = self.results_directory(&fixture, &permutation);
+        let mut results = self.results_directory(&fixture, &permutation);
         let work = self
             .work
             .canonicalize()
@@ -176,6 +176,10 @@ impl RunArgs {
         }
         let outcome = outcome?;
         let summary = self.summary(&plan, &outcome);
+        if outcome.interrupted && self.results.is_none() {
+            // The results of the last complete run stay.
+            results = self.source.cache().root().join("last-interrupted");
+        }
         report::write(&results, &summary, &outcome)?;
         tell(&format!(
             "{}results in {}\n",
