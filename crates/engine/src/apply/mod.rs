@@ -112,6 +112,8 @@ impl Database {
         if resets && self.is_suspended() {
             // The files are at no position at all: even a snapshot of the one they claim is applied.
             self.state.lock().pos = Pos::ZERO;
+            // What follows belongs to the new history.
+            self.suspended.store(false, Ordering::Release);
         }
         self.shared.events.publish(&Event::Received {
             db: self.name.clone(),

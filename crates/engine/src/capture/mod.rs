@@ -6,6 +6,7 @@
 
 mod index;
 mod pages;
+mod unpublished;
 pub(crate) mod wal;
 mod window;
 

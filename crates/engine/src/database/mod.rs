@@ -11,6 +11,7 @@
 pub(crate) mod backing;
 pub(crate) mod edge;
 mod open;
+mod open_wal;
 mod role;
 pub(crate) mod scratch;
 pub(crate) mod settle;

@@ -1,10 +1,11 @@
 //! Opening a database: from what a clean stop, a killed daemon or a power loss left behind to a state in which table,
 //! position, log and files agree. The cost grows with what was not flushed, not with the size of the database.
 //!
-//! Order: the log's tail is the position; records behind the table's last flush are replayed into the table; committed
-//! WAL frames that the log lacks are captured; the WAL is copied into the main file and removed, which also keeps
-//! clients that still hold it open on a dead mount from being heard; pages that differ from the log are written from it.
-//! A hot journal is left for SQLite to roll back, unless the log shows that its transaction committed.
+//! Order: the log's tail is the position; records behind the table's last flush are replayed into the table; the WAL is
+//! folded in (`open_wal`); pages of the replayed records that differ from the log are written from it, as up to the
+//! flush the files were made durable; what clients wrote without a journal is captured. A hot journal is left for SQLite
+//! to roll back, unless the log shows that its transaction committed. After a power loss all other pages are compared in
+//! the background.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
@@ -12,10 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use ltx::{Checksum, Decoder, Pos, Txid, WalRange};
+use ltx::{Checksum, Decoder, Pos, Txid};
 use parking_lot::Mutex;
 use sqlite_format::journal::{HEADER_SIZE as JOURNAL_HEADER_SIZE, JournalHeader};
-use sqlite_format::wal::{FRAME_HEADER_SIZE, WalHeader, frame_offset, frame_size};
 use sqlite_format::{PageSize, Pgno};
 
 use super::backing::Backing;
@@ -23,7 +23,7 @@ use super::scratch::{Left, Scratch};
 use super::state::State;
 use super::{Database, DatabaseMetrics};
 use crate::apply::Backlog;
-use crate::capture::wal::{Until, Wal, read_header};
+use crate::capture::wal::{Wal, read_header};
 use crate::checksums::ChecksumTable;
 use crate::error::{Error, Result};
 use crate::log::{Log, LogOptions, Origin, Record, RecordInfo};
@@ -239,125 +239,6 @@ impl Database {
         Ok(())
     }
 
-    /// Captures what the WAL holds beyond the log, then moves its content to the main file and removes it.
-    fn recover_wal(&self, state: &mut State, left: &Left, tail: &RecordInfo) -> Result<()> {
-        let Some(file) = state.backing.get(Side::Wal)? else {
-            return Ok(());
-        };
-        if let Some(header) = read_header(&file)? {
-            match self.wal_start(state, &header, left, tail)? {
-                Start::After(frames) if self.map_logged(state, &file, header, frames, left)? => {
-                    self.capture_wal(state, Until::Chain)?;
-                }
-                // All valid frames are in the log, and it may be ahead of them: what differs is written from it.
-                Start::After(_) | Start::Logged => self.map_wal(state, &file, None)?,
-            }
-            self.copy_wal(state, &file)?;
-        }
-        state.backing.remove(Side::Wal)?;
-        state.wal = Wal::default();
-        state.set_cursor();
-        Ok(())
-    }
-
-    /// Which frames are not in the log.
-    fn wal_start(&self, state: &State, header: &WalHeader, left: &Left, tail: &RecordInfo) -> Result<Start> {
-        let cursor = left.cursor.filter(|cursor| cursor.salt == header.salt);
-        let known = cursor.map_or(0, |cursor| cursor.at.frames);
-        let Some(files_at) = left.files_at else {
-            if tail.meta.origin != Origin::Captured {
-                return Ok(Start::Logged);
-            }
-            let range = self.wal_range(tail.max)?;
-            let range = range.filter(|range| range.salt == header.salt);
-            return Ok(Start::After(range.map_or(0, |range| last_frame(&range, header))));
-        };
-        let mut frames = known;
-        let mut next = files_at;
-        // The process died after these were appended to the log, and before that was noted.
-        while next < state.pos.txid {
-            next = next.next().unwrap_or(Txid::MAX);
-            let captured = self
-                .log
-                .find(next)?
-                .is_some_and(|record| record.info.meta.origin == Origin::Captured);
-            if !captured {
-                return Ok(Start::Logged);
-            }
-            if let Some(range) = self.wal_range(next)?.filter(|range| range.salt == header.salt) {
-                frames = last_frame(&range, header);
-            }
-        }
-        Ok(Start::After(frames))
-    }
-
-    /// Where in a WAL a transaction was captured.
-    fn wal_range(&self, txid: Txid) -> Result<Option<WalRange>> {
-        match self.log.find(txid)? {
-            Some(record) => Ok(Decoder::new(record.reader())?.header().wal),
-            None => Ok(None),
-        }
-    }
-
-    /// Enters the first frames, which are in the log. `false` if the WAL does not have them all: after a power loss it
-    /// may lack what nobody synced.
-    fn map_logged(
-        &self,
-        state: &mut State,
-        file: &std::fs::File,
-        header: WalHeader,
-        frames: u32,
-        left: &Left,
-    ) -> Result<bool> {
-        state.wal.begin(header);
-        if left.same_boot {
-            state.wal.map(file, Some(frames))?;
-            Ok(state.wal.frames() == frames)
-        } else {
-            state.wal.map_chain(file, frames)
-        }
-    }
-
-    /// Notes which pages the committed frames hold: all up to `limit`, or all that the chain proves.
-    pub(crate) fn map_wal(&self, state: &mut State, file: &std::fs::File, limit: Option<u32>) -> Result<()> {
-        state.wal.reset();
-        if let Some(header) = read_header(file)? {
-            state.wal.begin(header);
-            state.wal.map(file, limit)?;
-        }
-        Ok(())
-    }
-
-    /// A full checkpoint: nobody is connected yet. The log goes to disk first, because what it lacks could be derived
-    /// from this WAL only.
-    fn copy_wal(&self, state: &mut State, wal: &std::fs::File) -> Result<()> {
-        let Some(page_size) = state.wal_page_size() else {
-            return Ok(());
-        };
-        self.log.sync()?;
-        let file = state.backing.get_or_create(Side::Database)?;
-        let path = state.backing.path(Side::Database).to_owned();
-        let mut pages: Vec<u32> = state.wal.held_pages().collect();
-        pages.sort_unstable();
-        let mut page = vec![0; page_size.bytes()];
-        for pgno in pages
-            .into_iter()
-            .filter_map(Pgno::new)
-            .filter(|pgno| pgno.get() <= state.commit)
-        {
-            let Some(frame) = state.wal.frame_of(pgno) else {
-                continue;
-            };
-            wal.read_exact_at(&mut page, frame + FRAME_HEADER_SIZE as u64)
-                .map_err(Error::io("wal.read", state.backing.path(Side::Wal)))?;
-            file.write_all_at(&page, pgno.offset(page_size))
-                .map_err(Error::io("database.write", &path))?;
-        }
-        file.set_len(page_size.file_size(state.commit))
-            .map_err(Error::io("database.truncate", &path))?;
-        file.sync_data().map_err(Error::io("database.sync", &path))
-    }
-
     /// A journal whose commit is in the log is not hot, whatever it looks like.
     fn resolve_journal(&self, state: &mut State, tail: &RecordInfo) -> Result<()> {
         if !state.backing.journal_is_hot()? {
@@ -506,19 +387,4 @@ fn write_record(
         }
     }
     Ok(())
-}
-
-/// Which frames of a WAL that was found are not in the log.
-enum Start {
-    /// Those after so many.
-    After(u32),
-    /// None: clients had no chance to write any, or did not commit them.
-    Logged,
-}
-
-/// The last frame of a range of a WAL.
-fn last_frame(range: &WalRange, header: &WalHeader) -> u32 {
-    let end = range.offset + range.size;
-    let frames = end.saturating_sub(frame_offset(1, header.page_size)) / frame_size(header.page_size) as u64;
-    u32::try_from(frames).unwrap_or(u32::MAX)
 }

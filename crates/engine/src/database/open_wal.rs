@@ -1,0 +1,156 @@
+//! The WAL that a start finds: frames that the log lacks are captured, then the content goes to the main file and the WAL
+//! is removed, which also keeps clients that still hold it open on a dead mount from being heard.
+//!
+//! Which frames the log lacks is told by what was noted in memory that survives the process; by the log, which names the
+//! frames of each captured record, where that memory is gone; by nothing at all on a replica, whose log is ahead of its
+//! WAL.
+
+use std::os::unix::fs::FileExt;
+
+use ltx::{Decoder, Txid, WalRange};
+use sqlite_format::Pgno;
+use sqlite_format::wal::{FRAME_HEADER_SIZE, WalHeader, frame_offset, frame_size};
+
+use super::Database;
+use super::scratch::Left;
+use super::state::State;
+use crate::capture::wal::{Until, Wal, read_header};
+use crate::error::{Error, Result};
+use crate::log::{Origin, RecordInfo};
+use crate::name::Side;
+
+impl Database {
+    /// Captures what the WAL holds beyond the log, then moves its content to the main file and removes it.
+    pub(super) fn recover_wal(&self, state: &mut State, left: &Left, tail: &RecordInfo) -> Result<()> {
+        let Some(file) = state.backing.get(Side::Wal)? else {
+            return Ok(());
+        };
+        if let Some(header) = read_header(&file)? {
+            match self.wal_start(state, &header, left, tail)? {
+                Start::After(frames) if self.map_logged(state, &file, header, frames, left)? => {
+                    self.capture_wal(state, Until::Chain)?;
+                }
+                // All valid frames are in the log, and it may be ahead of them: what differs is written from it.
+                Start::After(_) | Start::Logged => self.map_wal(state, &file, None)?,
+            }
+            self.copy_wal(state, &file)?;
+        }
+        state.backing.remove(Side::Wal)?;
+        state.wal = Wal::default();
+        state.set_cursor();
+        Ok(())
+    }
+
+    /// Which frames are not in the log.
+    fn wal_start(&self, state: &State, header: &WalHeader, left: &Left, tail: &RecordInfo) -> Result<Start> {
+        let cursor = left.cursor.filter(|cursor| cursor.salt == header.salt);
+        let known = cursor.map_or(0, |cursor| cursor.at.frames);
+        let Some(files_at) = left.files_at else {
+            if tail.meta.origin != Origin::Captured {
+                return Ok(Start::Logged);
+            }
+            let range = self.wal_range(tail.max)?;
+            let range = range.filter(|range| range.salt == header.salt);
+            return Ok(Start::After(range.map_or(0, |range| last_frame(&range, header))));
+        };
+        let mut frames = known;
+        let mut next = files_at;
+        // The process died after these were appended to the log, and before that was noted.
+        while next < state.pos.txid {
+            next = next.next().unwrap_or(Txid::MAX);
+            let captured = self
+                .log
+                .find(next)?
+                .is_some_and(|record| record.info.meta.origin == Origin::Captured);
+            if !captured {
+                return Ok(Start::Logged);
+            }
+            if let Some(range) = self.wal_range(next)?.filter(|range| range.salt == header.salt) {
+                frames = last_frame(&range, header);
+            }
+        }
+        Ok(Start::After(frames))
+    }
+
+    /// Where in a WAL a transaction was captured.
+    fn wal_range(&self, txid: Txid) -> Result<Option<WalRange>> {
+        match self.log.find(txid)? {
+            Some(record) => Ok(Decoder::new(record.reader())?.header().wal),
+            None => Ok(None),
+        }
+    }
+
+    /// Enters the first frames, which are in the log. `false` if the WAL does not have them all: after a power loss it
+    /// may lack what nobody synced.
+    fn map_logged(
+        &self,
+        state: &mut State,
+        file: &std::fs::File,
+        header: WalHeader,
+        frames: u32,
+        left: &Left,
+    ) -> Result<bool> {
+        state.wal.begin(header);
+        if left.same_boot {
+            state.wal.map(file, Some(frames))?;
+            Ok(state.wal.frames() == frames)
+        } else {
+            state.wal.map_chain(file, frames)
+        }
+    }
+
+    /// Notes which pages the committed frames hold: all up to `limit`, or all that the chain proves.
+    pub(crate) fn map_wal(&self, state: &mut State, file: &std::fs::File, limit: Option<u32>) -> Result<()> {
+        state.wal.reset();
+        if let Some(header) = read_header(file)? {
+            state.wal.begin(header);
+            state.wal.map(file, limit)?;
+        }
+        Ok(())
+    }
+
+    /// A full checkpoint: nobody is connected yet. The log goes to disk first, because what it lacks could be derived
+    /// from this WAL only.
+    fn copy_wal(&self, state: &mut State, wal: &std::fs::File) -> Result<()> {
+        let Some(page_size) = state.wal_page_size() else {
+            return Ok(());
+        };
+        self.log.sync()?;
+        let file = state.backing.get_or_create(Side::Database)?;
+        let path = state.backing.path(Side::Database).to_owned();
+        let mut pages: Vec<u32> = state.wal.held_pages().collect();
+        pages.sort_unstable();
+        let mut page = vec![0; page_size.bytes()];
+        for pgno in pages
+            .into_iter()
+            .filter_map(Pgno::new)
+            .filter(|pgno| pgno.get() <= state.commit)
+        {
+            let Some(frame) = state.wal.frame_of(pgno) else {
+                continue;
+            };
+            wal.read_exact_at(&mut page, frame + FRAME_HEADER_SIZE as u64)
+                .map_err(Error::io("wal.read", state.backing.path(Side::Wal)))?;
+            file.write_all_at(&page, pgno.offset(page_size))
+                .map_err(Error::io("database.write", &path))?;
+        }
+        file.set_len(page_size.file_size(state.commit))
+            .map_err(Error::io("database.truncate", &path))?;
+        file.sync_data().map_err(Error::io("database.sync", &path))
+    }
+}
+
+/// Which frames of a WAL that was found are not in the log.
+enum Start {
+    /// Those after so many.
+    After(u32),
+    /// None: clients had no chance to write any, or did not commit them.
+    Logged,
+}
+
+/// The last frame of a range of a WAL.
+fn last_frame(range: &WalRange, header: &WalHeader) -> u32 {
+    let end = range.offset + range.size;
+    let frames = end.saturating_sub(frame_offset(1, header.page_size)) / frame_size(header.page_size) as u64;
+    u32::try_from(frames).unwrap_or(u32::MAX)
+}
