@@ -61,12 +61,11 @@ impl Database {
                 .and_then(|page_size| Pgno::containing(size, page_size))
                 .map_or(1, Pgno::get);
             state.scratch.mark(last);
-            if state.wal.frames() > 0 {
-                // A checkpoint may cut off a page that was added since and never written.
-                for page in last.saturating_add(1)..=state.wal.commit {
-                    if Pgno::new(page).is_some_and(|page| !state.wal.holds(page)) {
-                        state.scratch.mark(page);
-                    }
+            // Pages behind the new end change without a write: they may come back as zeros before anybody looks, and a
+            // checkpoint may cut off one that was added since and never written.
+            for page in last.saturating_add(1)..=state.commit.max(state.wal.commit) {
+                if Pgno::new(page).is_some_and(|page| !state.wal.holds(page)) {
+                    state.scratch.mark(page);
                 }
             }
             self.written(&mut state);
