@@ -425,3 +425,26 @@ fn damaged_records_are_refused_and_change_nothing() {
     wait_applied(&replica);
     assert_eq!(replica.digest(), primary.digest());
 }
+
+#[test]
+fn the_wal_of_a_dropped_database_brings_nothing_back() {
+    let (primary, connection) = wal_primary();
+    connection.exec("INSERT INTO t VALUES(1, randomblob(5000))");
+    primary.db().drain().unwrap();
+    connection.kill();
+    let file = |side| name().file_in(primary.store.files_dir(), side);
+    primary
+        .db()
+        .unlink_database(&mut || std::fs::remove_file(file(Side::Database)))
+        .unwrap();
+    let dropped = primary.db().position();
+    assert_eq!(primary.db().status().unwrap().pages, 0);
+    primary
+        .db()
+        .unlink_wal(&mut || std::fs::remove_file(file(Side::Wal)))
+        .unwrap();
+    assert_eq!(primary.db().drain().unwrap(), dropped);
+    let replica = Node::new();
+    replicate(&primary, &replica);
+    assert!(!replica.path().exists());
+}

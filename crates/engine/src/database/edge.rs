@@ -120,6 +120,8 @@ impl Database {
     /// The database is gone from the name space; its transactions go on when the name is used again.
     pub(crate) fn drop_content(&self, state: &mut State) -> Result<()> {
         state.wal.reset();
+        // Its frames belong to what is dropped, also while the file is still there.
+        state.wal.present = false;
         if self.shared.is_primary()
             && let Some(page_size) = state.page_size()
         {
