@@ -66,6 +66,10 @@ pub fn commit_cost(options: &BenchOptions, mut progress: impl FnMut(&str)) -> Re
         connection
             .execute_batch("PRAGMA journal_mode=wal; PRAGMA synchronous=normal; PRAGMA wal_autocheckpoint=0")
             .map_err(bench_error)?;
+        // What is measured is the commit, not the first read of a page through the mount.
+        connection
+            .query_row("SELECT sum(length(v)) FROM pad", [], |_| Ok(()))
+            .map_err(bench_error)?;
         Ok::<_, Error>((connection, pages))
     });
     let [small, large] = connections;
@@ -95,7 +99,8 @@ pub fn commit_cost(options: &BenchOptions, mut progress: impl FnMut(&str)) -> Re
     })
 }
 
-/// Time from exec to a usable mount with a 1 GiB database, after a clean stop and after SIGKILL, against an empty node.
+/// Time from exec to a usable mount with a 1 GiB database, after a clean stop and after SIGKILL, against an empty node
+/// after the same.
 pub fn start_time(options: &BenchOptions, mut progress: impl FnMut(&str)) -> Result<Vec<Comparison>> {
     let empty_dir = options.dir.join("start-empty");
     let large_dir = options.dir.join("start-large");
@@ -106,7 +111,7 @@ pub fn start_time(options: &BenchOptions, mut progress: impl FnMut(&str)) -> Res
     let mut empty = start(options, &empty_dir)?;
     let mut large = start(options, &large_dir)?;
     wait_captured(&large, 1)?;
-    let mut times: [Vec<f64>; 3] = Default::default();
+    let mut times: [Vec<f64>; 4] = Default::default();
     for round in 0..options.rounds {
         progress(&format!("start round {}", round + 1));
         empty.stop()?;
@@ -116,18 +121,20 @@ pub fn start_time(options: &BenchOptions, mut progress: impl FnMut(&str)) -> Res
         write_some(&large)?;
         large.kill()?;
         times[2].push(milliseconds(large.restart()?));
+        empty.kill()?;
+        times[3].push(milliseconds(empty.restart()?));
     }
-    let [base, clean, killed] = times.map(|times| median(times.into_iter()));
-    let comparison = |what: &str, other| Comparison {
-        what: format!("start on 1 GiB after {what}, against an empty node"),
+    let [base, clean, killed, base_killed] = times.map(|times| median(times.into_iter()));
+    let comparison = |what: &str, base, other| Comparison {
+        what: format!("start on 1 GiB after {what}, against an empty node after the same"),
         base,
         other,
         unit: "ms",
         most: 1.5,
     };
     Ok(vec![
-        comparison("a clean stop", clean),
-        comparison("SIGKILL", killed),
+        comparison("a clean stop", base, clean),
+        comparison("SIGKILL", base_killed, killed),
     ])
 }
 
