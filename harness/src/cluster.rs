@@ -23,6 +23,8 @@ use crate::verify::{self, Verification};
 use crate::wait::Condition;
 use crate::wire::{Direction, LinkPolicy};
 
+/// How long a dying supervisor may hold its lock after it closed its socket.
+const DYING: Duration = Duration::from_secs(1);
 const SUPERVISOR_START: Duration = Duration::from_secs(30);
 /// How long a node may take to end after SIGTERM.
 pub(crate) const STOP: Duration = Duration::from_secs(30);
@@ -151,6 +153,18 @@ impl Cluster {
         Ok(self.status()?.nodes.iter().filter_map(replica).collect())
     }
 
+    /// Whether a supervisor that broke a conversation off is dying: its socket closes before its lock is free.
+    fn ends_soon(&self) -> Result<bool> {
+        let deadline = Instant::now() + DYING;
+        while self.directory.is_running()? {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(true)
+    }
+
     pub fn status(&self) -> Result<ClusterStatus> {
         if !self.directory.is_running()? {
             let spec = self.directory.spec()?;
@@ -158,7 +172,8 @@ impl Cluster {
         }
         let supervisor = match self.call(&Request::State) {
             Ok(supervisor) => supervisor,
-            Err(_) if !self.directory.is_running()? => return self.status(),
+            Err(Error::Supervisor(message)) => return Err(Error::Supervisor(message)),
+            Err(_) if self.ends_soon()? => return self.status(),
             Err(error) => return Err(error),
         };
         Ok(self
