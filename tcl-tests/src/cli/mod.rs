@@ -47,13 +47,9 @@ pub struct SourceArgs {
     /// SQLite's full source tree as a tar file, instead of Debian's source package.
     #[arg(long)]
     tarball: Option<PathBuf>,
-    /// Where Debian's source packages are downloaded from.
-    #[arg(
-        long,
-        default_value = "",
-        env = "LITEFS_TCL_DEBIAN"
-    )]
-    debian: String,
+    /// Where Debian's source packages are downloaded from (default: where this system's packages come from).
+    #[arg(long, env = "LITEFS_TCL_DEBIAN")]
+    debian: Option<String>,
     /// Cache directory (default: $XDG_CACHE_HOME/litefs-tcl).
     #[arg(long)]
     cache: Option<PathBuf>,
@@ -154,7 +150,7 @@ impl SourceArgs {
     }
 
     fn fetch(&self) -> Result<source::Source> {
-        source::fetch(&self.cache(), &self.request(), &self.debian)
+        source::fetch(&self.cache(), &self.request(), self.debian.as_deref())
     }
 
     /// The fixture from the cache, built first where it is missing.

@@ -199,6 +199,7 @@ impl RunArgs {
             return Ok(Spec::Command(command.clone()));
         }
         let binary = self.litefs.clone().unwrap_or_else(daemon);
+        let binary = std::path::absolute(&binary).unwrap_or(binary);
         Ok(Spec::Litefs(Litefs {
             binary,
             mode: self.mode,

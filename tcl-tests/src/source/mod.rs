@@ -30,7 +30,7 @@ pub enum Request {
 }
 
 /// Makes sure that the source is unpacked in the cache and returns it.
-pub fn fetch(cache: &Cache, request: &Request, mirror: &str) -> Result<Source> {
+pub fn fetch(cache: &Cache, request: &Request, mirror: Option<&str>) -> Result<Source> {
     match request {
         Request::Pinned(name) => fetch_pinned(cache, pin::find(name)?, mirror),
         Request::Tarball { file, version } => {
@@ -55,7 +55,7 @@ pub fn resolve(request: &Request) -> Result<String> {
     }
 }
 
-fn fetch_pinned(cache: &Cache, pin: &Pin, mirror: &str) -> Result<Source> {
+fn fetch_pinned(cache: &Cache, pin: &Pin, mirror: Option<&str>) -> Result<Source> {
     if let Some(source) = unpacked(cache, pin.version) {
         return Ok(source);
     }
@@ -200,7 +200,7 @@ mod tests {
         let cache = Cache::at(directory.path().join("cache"));
         let request = Request::Tarball { file, version: None };
         assert_eq!(resolve(&request).unwrap(), "3.99.1");
-        let source = fetch(&cache, &request, "").unwrap();
+        let source = fetch(&cache, &request, None).unwrap();
         assert_eq!(source.directory, cache.source("3.99.1"));
         assert!(source.directory.join("test/tester.tcl").exists());
     }
@@ -216,7 +216,7 @@ mod tests {
                 file,
                 version: Some("3.40.1".into()),
             },
-            "",
+            None,
         )
         .unwrap_err();
         assert!(error.to_string().contains("holds SQLite 3.99.1"), "{error}");
@@ -230,7 +230,7 @@ mod tests {
         let pin = pin::find("3.40.1").unwrap();
         std::fs::create_dir_all(cache.tarballs()).unwrap();
         std::fs::write(cache.tarballs().join(pin.file_name()), "not SQLite").unwrap();
-        let error = fetch_pinned(&cache, pin, "").unwrap_err();
+        let error = fetch_pinned(&cache, pin, None).unwrap_err();
         assert!(error.to_string().contains("sha256"), "{error}");
         assert!(!cache.tarballs().join(pin.file_name()).exists());
         assert!(!cache.source("3.40.1").exists());
