@@ -55,6 +55,7 @@ metrics_table! {
     HTTP_STREAM_COUNT = "litefs_http_stream_count", Gauge, [], Count, "Replicas that are connected.";
     HTTP_FRAME_SEND_COUNT = "litefs_http_frame_send_count", Counter, ["db", "type"], Count, "Transactions (type ltx) and snapshots (type ltx:snapshot) sent to replicas.";
     REPLICA_LAG_TXIDS = "litefs_replica_lag_txids", Gauge, ["node"], Count, "Transactions, over all databases, that the replica has not acknowledged yet.";
+    REFUSED_WRITES_TOTAL = "litefs_refused_writes_total", Counter, [], Count, "Requests of clients that were refused because this node is a replica and they would write.";
     FUSE_REQUESTS_TOTAL = "litefs_fuse_requests_total", Counter, ["op", "file"], Count, "Requests the kernel sent, by operation and kind of file: database, wal, shm, journal or other.";
     LOG_SYNC_TOTAL = "litefs_log_sync_total", Counter, [], Count, "Syncs of logs to disk.";
     COMMIT_TOTAL = "litefs_commit_total", Counter, ["db"], Count, "Transactions that clients of this node committed.";

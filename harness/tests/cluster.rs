@@ -124,6 +124,18 @@ fn a_replica_refuses_to_write_and_the_next_primary_does_not() {
         .unwrap_err();
     println!("a write on a replica: {error}");
     assert_eq!(rows(replica), 0);
+    for _ in 0..3 {
+        replica.sql(DB, "INSERT INTO t (b) VALUES (1)").unwrap_err();
+    }
+    // One line for all of them, which says where to write.
+    let log = std::fs::read_to_string(replica.log()).unwrap();
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("write refused"))
+        .collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    let primary = cluster.primary().unwrap().station().to_string();
+    assert!(lines[0].contains(&primary) && lines[0].contains(DB), "{lines:?}");
     cluster.primary().unwrap().stop().unwrap();
     cluster
         .wait(

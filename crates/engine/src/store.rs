@@ -250,6 +250,19 @@ impl Store {
         Ok(db)
     }
 
+    /// Removes a file of the backing tree with `op` unless it is a database by then, and tells the kernel.
+    pub fn discard_file(&self, name: &DbName, op: crate::FileOp<'_>) -> io::Result<()> {
+        {
+            let databases = self.databases.read();
+            if databases.contains_key(name) {
+                return Ok(());
+            }
+            op()?;
+        }
+        self.shared.kernel().invalidate_entry(name, Side::Database);
+        Ok(())
+    }
+
     /// A file got another name. The old name's database is dropped, the new one's replaced.
     pub fn rename(&self, from: &DbName, to: &DbName, op: crate::FileOp<'_>) -> Result<()> {
         let (old, new) = (self.database(from), self.database(to));

@@ -25,7 +25,7 @@ use super::tree::Caller;
 use super::virtual_files::VirtualFiles;
 
 /// How SQLite's main file begins.
-const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+pub(crate) const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
 /// A file that was opened: what to tell the kernel.
 pub(crate) struct Opened {
@@ -58,7 +58,7 @@ impl Edge {
         }
         let node = self.node(id)?;
         let file = open_backing_file(&node, write)?;
-        Ok(self.admit(node, file, write, caller, register))
+        self.admit(node, file, write, false, caller, register)
     }
 
     /// Creates a regular file and opens it, or opens the one that appeared meanwhile unless the caller insists.
@@ -89,11 +89,16 @@ impl Edge {
         }
         let attr = attr::of(node.id(), &stat);
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let born = created.is_some();
         let file = match created {
             Some(file) => file,
             None => open_backing_file(&node, write).inspect_err(|_| self.table.forget(node.id(), 1))?,
         };
-        Ok((attr, self.admit(node, file, write, caller, register)))
+        let id = node.id();
+        let opened = self
+            .admit(node, file, write, born, caller, register)
+            .inspect_err(|_| self.table.forget(id, 1))?;
+        Ok((attr, opened))
     }
 
     fn admit(
@@ -101,15 +106,19 @@ impl Edge {
         node: Arc<Node>,
         file: File,
         writable: bool,
+        born: bool,
         caller: Caller,
         register: impl FnOnce(&File) -> io::Result<BackingId>,
-    ) -> Opened {
+    ) -> Answer<Opened> {
         let part = node.part();
         let Admission {
             transfer,
             backing,
             keep_cache,
-        } = node.open_handle(self.transfer(part.as_ref()), || register(&file));
+        } = node
+            .open_handle(self.transfer(part.as_ref()), born, || register(&file))
+            // The kernel looks the name up again.
+            .ok_or(Errno::ESTALE)?;
         let side = part.as_ref().map(|(_, side)| *side);
         let is_opener = self.companion.is_opener(caller.pid);
         if side == Some(Side::Shm) && transfer == Transfer::Passthrough && !is_opener {
@@ -141,11 +150,11 @@ impl Edge {
             writable,
             wrote: AtomicBool::new(false),
         };
-        Opened {
+        Ok(Opened {
             number: self.handles.insert(Handle::File(handle)),
             flags,
             backing,
-        }
+        })
     }
 
     fn open_virtual(&self, id: u64, write: bool) -> Answer<Opened> {
@@ -197,10 +206,16 @@ impl Edge {
         match self.route(&open.node) {
             Some((database, Side::Database)) => {
                 open.wrote.store(true, Ordering::Relaxed);
-                database.write_database(&open.file, offset, data)?;
+                database
+                    .write_database(&open.file, offset, data)
+                    .map_err(|error| self.refused(error))?;
             }
-            Some((database, Side::Wal)) => database.write_wal(&open.file, offset, data)?,
-            Some((database, Side::Journal)) => database.write_journal(&open.file, offset, data)?,
+            Some((database, Side::Wal)) => database
+                .write_wal(&open.file, offset, data)
+                .map_err(|error| self.refused(error))?,
+            Some((database, Side::Journal)) => database
+                .write_journal(&open.file, offset, data)
+                .map_err(|error| self.refused(error))?,
             Some((_, Side::Shm)) => open.file.write_all_at(data, offset)?,
             None => {
                 self.write_ordinary(open, offset, data)?;
@@ -219,7 +234,10 @@ impl Edge {
             && offset == 0
             && data.starts_with(MAGIC)
         {
-            let database = self.store.attach(name)?;
+            let database = match self.store.attach(name) {
+                Err(engine::Error::ReadOnly(name)) => return Err(self.refuse_new_database(&name)),
+                attached => attached?,
+            };
             database.write_database(&open.file, offset, data)?;
             return Ok(());
         }
@@ -261,7 +279,9 @@ impl Edge {
         if let Err(error) = self.settle_writes(open, true) {
             tracing::warn!(path = %String::from_utf8_lossy(&open.node.path()), %error, "close of a database file");
         }
-        open.node.close_handle();
+        if open.node.close_handle() {
+            self.bury(&open.node);
+        }
     }
 
     /// What was written outside any transaction of SQLite becomes one now, or makes an ordinary file a database.
@@ -342,7 +362,9 @@ impl Edge {
         };
         match self.route(node) {
             Some((database, Side::Database)) => {
-                database.truncate_database(file, size)?;
+                database
+                    .truncate_database(file, size)
+                    .map_err(|error| self.refused(error))?;
                 // Nobody will close it.
                 if !node.is_open() {
                     database.close_database();

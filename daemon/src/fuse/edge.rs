@@ -12,6 +12,7 @@ use super::errno::{Answer, Errno};
 use super::handle::Handles;
 use super::node::{self, Node, NodeTable, Part, Transfer};
 use super::presence::Presence;
+use super::refusals::Refusals;
 use super::requests::{FileKind, Op, Requests};
 use super::shm_keeper::ShmKeeper;
 use super::virtual_files::VirtualFiles;
@@ -29,6 +30,7 @@ pub(crate) struct Edge {
     pub(crate) virtual_files: VirtualFiles,
     pub(crate) presence: Arc<Presence>,
     pub(crate) requests: Arc<Requests>,
+    pub(crate) refusals: Refusals,
     pub(crate) wal_watch: WalWatch,
     pub(crate) shm_keeper: ShmKeeper,
     pub(crate) started: SystemTime,
@@ -52,6 +54,14 @@ impl Edge {
 
     pub(crate) fn count(&self, op: Op, kind: FileKind) {
         self.requests.count(op, kind);
+    }
+
+    /// The answer to a request that the engine did not carry out.
+    pub(crate) fn refused(&self, error: engine::Error) -> Errno {
+        if let engine::Error::ReadOnly(name) = &error {
+            self.refusals.tell(name, &self.presence);
+        }
+        Errno::from(error)
     }
 
     pub(crate) fn node(&self, id: u64) -> Answer<Arc<Node>> {

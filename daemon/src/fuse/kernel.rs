@@ -82,7 +82,9 @@ impl Kernel for MountKernel {
     fn open_locks(&self, db: &DbName) -> io::Result<Arc<dyn LockFiles>> {
         let known = self.locks.lock().get(db).and_then(Weak::upgrade);
         let inode = inode_at(&db.file_in(&self.edge.files_dir, Side::Database));
-        if let Some(locks) = known.filter(|locks| locks.database.inode == inode && locks.shm_is_current()) {
+        if let Some(locks) =
+            known.filter(|locks| Some(locks.database.inode) == inode && locks.shm_is_current())
+        {
             return Ok(locks);
         }
         refuse_on_serving_thread("open_locks")?;
@@ -203,13 +205,13 @@ impl MountLocks {
     fn shm_is_current(&self) -> bool {
         self.shm
             .get()
-            .is_none_or(|shm| shm.inode == inode_at(&self.shm_backing))
+            .is_none_or(|shm| Some(shm.inode) == inode_at(&self.shm_backing))
     }
 }
 
-/// Inode number of a backing file; 0: there is none.
-fn inode_at(path: &Path) -> u64 {
-    std::fs::symlink_metadata(path).map_or(0, |stat| stat.ino())
+/// Inode number of a backing file, if there is one.
+pub(crate) fn inode_at(path: &Path) -> Option<u64> {
+    std::fs::symlink_metadata(path).ok().map(|stat| stat.ino())
 }
 
 impl LockFiles for MountLocks {
@@ -236,7 +238,7 @@ impl LockFiles for MountLocks {
         match self.shm.get() {
             Some(shm) => shm.inode,
             // Not opened yet: whatever is there will be the one.
-            None => inode_at(&self.shm_backing),
+            None => inode_at(&self.shm_backing).unwrap_or(0),
         }
     }
 }

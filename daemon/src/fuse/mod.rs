@@ -10,6 +10,7 @@
 //! * `virtual_files`, [`Presence`]: `.primary`, `.lag`, `NAME-pos`, `NAME-lock`
 //! * `kernel`: what the engine asks of the mount; `wal_watch`: the asynchronous trigger of capture;
 //!   `shm_keeper`: what the guardian needs
+//! * `newborn`: databases that a replica does not let come into being; `refusals`: tells of writes that a replica refuses
 //! * [`Requests`]: how often the kernel asked for what
 //!
 //! Invariants: no thread that serves requests sends one to its own mount; no lock of the edge is held while the engine is called; an errno
@@ -25,9 +26,11 @@ mod handle;
 mod kernel;
 mod mount;
 mod mount_beneath;
+mod newborn;
 mod node;
 mod presence;
 mod readdir;
+mod refusals;
 mod requests;
 mod serve;
 mod session;

@@ -63,6 +63,21 @@ struct Opens {
     backing: Option<Arc<BackingId>>,
     /// The file changed beside the page cache: what the kernel cached before is worth nothing.
     cache_is_stale: bool,
+    birth: Birth,
+}
+
+/// Whether a file is being made a database where none may be made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Birth {
+    /// It was there before its handles, or nobody has it open.
+    #[default]
+    Past,
+    /// Open since it was created.
+    Newborn,
+    /// As `Newborn`, and it may not become the database that its creator wants to make of it.
+    Refused,
+    /// Removed for that reason; the kernel may not know yet.
+    Removed,
 }
 
 /// How one handle was admitted.
@@ -150,13 +165,20 @@ impl Node {
     }
 
     /// Admits one more handle. `wanted` is how this handle would be open if it were the only one; `register` makes a backing id.
-    /// Falls back to the page cache when the kernel refuses a backing id and no other handle is open.
+    /// Falls back to the page cache when the kernel refuses a backing id and no other handle is open. `born`: the handle created the file.
+    /// `None`: the file is not there any more.
     pub(crate) fn open_handle(
         &self,
         wanted: Transfer,
+        born: bool,
         register: impl FnOnce() -> io::Result<BackingId>,
-    ) -> Admission {
+    ) -> Option<Admission> {
         let mut opens = self.opens.lock();
+        match opens.birth {
+            Birth::Removed => return None,
+            Birth::Past if born => opens.birth = Birth::Newborn,
+            Birth::Past | Birth::Newborn | Birth::Refused => {}
+        }
         if opens.handles == 0 {
             opens.passthrough = wanted == Transfer::Passthrough;
             if opens.passthrough && opens.backing.is_none() {
@@ -182,16 +204,44 @@ impl Node {
         };
         let passthrough = opens.passthrough;
         let keep_cache = !std::mem::replace(&mut opens.cache_is_stale, passthrough);
-        Admission {
+        Some(Admission {
             transfer,
             backing,
             keep_cache: keep_cache && transfer == Transfer::Cached,
+        })
+    }
+
+    /// One handle less. Returns whether it was the last one of a file that may not become what it was created for.
+    pub(crate) fn close_handle(&self) -> bool {
+        let mut opens = self.opens.lock();
+        opens.handles = opens.handles.saturating_sub(1);
+        if opens.handles > 0 {
+            return false;
+        }
+        if opens.birth == Birth::Newborn {
+            opens.birth = Birth::Past;
+        }
+        opens.birth == Birth::Refused
+    }
+
+    /// The file may not become a database; if it was created for that, it is to go.
+    pub(crate) fn refuse_birth(&self) {
+        let mut opens = self.opens.lock();
+        if opens.birth == Birth::Newborn {
+            opens.birth = Birth::Refused;
         }
     }
 
-    pub(crate) fn close_handle(&self) {
+    /// Removes the file with `remove` unless somebody has opened it again.
+    pub(crate) fn remove_unborn(&self, remove: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
         let mut opens = self.opens.lock();
-        opens.handles = opens.handles.saturating_sub(1);
+        if opens.handles > 0 || opens.birth != Birth::Refused {
+            return Ok(());
+        }
+        opens.birth = Birth::Past;
+        remove()?;
+        opens.birth = Birth::Removed;
+        Ok(())
     }
 
     pub(crate) fn is_open(&self) -> bool {

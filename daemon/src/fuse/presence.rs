@@ -40,6 +40,11 @@ impl Presence {
         self.state.write().lag = lag;
     }
 
+    /// Host name of the primary, if that is another node and known.
+    pub(crate) fn primary(&self) -> Option<String> {
+        self.state.read().primary.clone()
+    }
+
     /// Content of `.primary`; `None`: the file does not exist now.
     pub(crate) fn primary_text(&self) -> Option<String> {
         self.state

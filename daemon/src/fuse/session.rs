@@ -21,6 +21,7 @@ use super::kernel::MountKernel;
 use super::mount::{self, Attached, Detach, MountError};
 use super::node::{NodeTable, ROOT};
 use super::presence::Presence;
+use super::refusals::Refusals;
 use super::requests::Requests;
 use super::serve::Serve;
 use super::shm_keeper::ShmKeeper;
@@ -224,6 +225,7 @@ fn new_edge(
         virtual_files: VirtualFiles::default(),
         presence,
         requests: Arc::new(Requests::new()),
+        refusals: Refusals::default(),
         wal_watch: WalWatch::new()?,
         started: SystemTime::now(),
         coherence: OnceLock::new(),

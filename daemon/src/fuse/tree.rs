@@ -151,12 +151,18 @@ impl Edge {
         self.refuse_virtual(parent, name)?;
         let part = self.classify(&backing::join(&parent.path(), name));
         match self.database_of(part.as_ref()) {
-            Some((database, Side::Journal)) => database.create_journal(op)?,
+            Some((database, Side::Journal)) => {
+                database.create_journal(op).map_err(|error| self.refused(error))?;
+            }
             Some((database, Side::Shm)) => {
                 op()?;
                 database.shm_replaced();
             }
-            Some((_, Side::Database | Side::Wal)) | None => op()?,
+            Some((_, Side::Database | Side::Wal)) => op()?,
+            None => {
+                self.refuse_new_journal(part.as_ref())?;
+                op()?;
+            }
         }
         Ok(())
     }
@@ -184,7 +190,11 @@ impl Edge {
     /// Performs an operation after which the name of `part` is gone.
     fn removing(&self, part: Option<&Part>, op: &mut dyn FnMut() -> io::Result<()>) -> Answer<()> {
         match self.database_of(part) {
-            Some((database, Side::Database)) => database.unlink_database(op)?,
+            Some((database, Side::Database)) => {
+                database
+                    .unlink_database(op)
+                    .map_err(|error| self.refused(error))?;
+            }
             Some((database, Side::Journal)) => database.unlink_journal(op)?,
             Some((database, Side::Wal)) => database.unlink_wal(op)?,
             Some((database, Side::Shm)) => {
@@ -264,7 +274,9 @@ impl Edge {
         let source_database = self.database_of(source.part.as_ref());
         match (&source_database, &new_part) {
             (Some((database, Side::Database)), Some((to, Side::Database))) => {
-                self.store.rename(database.name(), to, op)?;
+                self.store
+                    .rename(database.name(), to, op)
+                    .map_err(|error| self.refused(error))?;
             }
             // A database, journal or WAL that gets a name of another kind is gone for its database.
             (Some(_), _) => self.removing(source.part.as_ref(), op)?,

@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, reason = "a module of several programs")]
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use engine::{CheckpointMode, DbName, Kernel, Role, Side, Store, StoreOptions};
 use litefs::companion::{Companion, CompanionOptions, DataLock};
 use litefs::fuse::{Lag, Mount, MountOptions, Passthrough, Presence};
+use litefs::metrics::Metrics;
 use tempfile::TempDir;
 
 const ROLE_OF_PROCESS: &str = "LITEFS_TEST_DAEMON";
@@ -196,6 +198,7 @@ pub fn serve_if_daemon() {
     let data = PathBuf::from("data");
     std::fs::create_dir_all(&data).unwrap();
     let data = data.canonicalize().unwrap();
+    Metrics::start();
     let lock = DataLock::acquire(&data, Duration::from_secs(15)).unwrap();
     let program = PathBuf::from(env!("CARGO_BIN_EXE_litefs"));
     let companion = Companion::start(&lock, &CompanionOptions { program }).unwrap();
@@ -235,6 +238,14 @@ pub fn serve_if_daemon() {
             }
             ["recover", name] => result(mount.kernel().recover(&database(name))),
             ["lock", name, seconds] => hold_write_lock(&*mount.kernel(), name, seconds),
+            ["digest", name] => digest(&store, name),
+            // As if the primary had `to` with the content of `from`.
+            ["receive", from, to] => {
+                let snapshot = store.database(&database(from)).unwrap().snapshot().unwrap();
+                let received = store.receive(&database(to), &mut snapshot.ltx(7).unwrap());
+                result(received.map(drop))
+            }
+            ["refused"] => metric("litefs_refused_writes_total"),
             ["databases"] => {
                 let names = store
                     .databases()
@@ -263,6 +274,25 @@ fn result<E: std::fmt::Debug>(result: Result<(), E>) -> String {
         Ok(()) => "ok".into(),
         Err(error) => format!("{error:?}"),
     }
+}
+
+/// Position and content of a database as a reader would see it.
+fn digest(store: &Store, name: &str) -> String {
+    let snapshot = store.database(&database(name)).unwrap().snapshot().unwrap();
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut snapshot.database().unwrap(), &mut bytes).unwrap();
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    format!("{} {:016x}", snapshot.pos, hasher.finish())
+}
+
+/// The value of a metric without labels.
+fn metric(name: &str) -> String {
+    let text = Metrics::start().render();
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or("0").to_owned()
 }
 
 /// Holds WAL_WRITE of a database for some seconds, or says that it could not get it.

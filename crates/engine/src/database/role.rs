@@ -73,6 +73,10 @@ impl Database {
             if try_lock(lock::WRITE, true)? {
                 self.fenced.store(true, Ordering::Release);
                 if try_lock(lock::DMS, false)? {
+                    tracing::info!(
+                        db = %self.name,
+                        "connections from the time as primary find the database locked until they are closed or this node is primary again"
+                    );
                     self.shared.settler.watch(&self.name);
                     return Ok(());
                 }

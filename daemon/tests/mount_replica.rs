@@ -1,0 +1,304 @@
+//! What clients of a replica meet when they try to write, and what becomes of their connections. Needs root and /dev/fuse.
+
+mod mount_support;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use mount_support::{MODES, Rig};
+use rusqlite::{Connection, ffi};
+
+#[test]
+fn daemon_process() {
+    mount_support::serve_if_daemon();
+}
+
+const JOURNALS: [&str; 6] = ["delete", "truncate", "persist", "memory", "off", "wal"];
+
+/// A connection in that journal mode, which none of these needs a write to enter if the database is in it already.
+fn connect(rig: &Rig, name: &str, journal: &str) -> Connection {
+    let db = Connection::open(rig.path(name)).unwrap();
+    db.busy_timeout(Duration::from_millis(20)).unwrap();
+    let mode: String = db
+        .query_row(&format!("PRAGMA journal_mode={journal}"), [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(mode, journal);
+    db
+}
+
+fn insert(db: &Connection) -> Result<(), i32> {
+    outcome(db.execute("INSERT INTO t(b) VALUES ('x')", []))
+}
+
+/// The extended result code of a failure.
+fn outcome<T>(result: rusqlite::Result<T>) -> Result<(), i32> {
+    result
+        .map(drop)
+        .map_err(|error| error.sqlite_error().unwrap().extended_code)
+}
+
+fn count(db: &Connection) -> i64 {
+    db.query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+        .unwrap()
+}
+
+fn check(db: &Connection) {
+    let verdict: String = db
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(verdict, "ok");
+}
+
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn names(rig: &Rig) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(rig.mount())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.starts_with('.'))
+        .collect();
+    names.sort();
+    names
+}
+
+/// A database with one row that nobody has open.
+fn prepare(rig: &Rig, name: &str, journal: &str) {
+    let header = if journal == "wal" { "wal" } else { "delete" };
+    let db = connect(rig, name, header);
+    db.execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+        .unwrap();
+    insert(&db).unwrap();
+}
+
+/// What SQLite makes of the refusal. A journal that cannot be created means a read-only database; a write that fails is a disk error,
+/// whatever the reason. The journal of a former primary is there already, and its WAL is fenced.
+fn refusal(journal: &str, former: bool) -> i32 {
+    match journal {
+        "delete" => ffi::SQLITE_READONLY_DIRECTORY,
+        "truncate" | "persist" if !former => ffi::SQLITE_READONLY_DIRECTORY,
+        "wal" if former => ffi::SQLITE_BUSY,
+        _ => ffi::SQLITE_IOERR_WRITE,
+    }
+}
+
+#[test]
+fn a_write_is_refused_in_every_journal_mode_and_nothing_changes() {
+    for mode in MODES {
+        let mut rig = Rig::start(mode);
+        for (journal, former) in JOURNALS
+            .iter()
+            .flat_map(|journal| [(*journal, true), (*journal, false)])
+        {
+            let name = format!("{journal}-{former}.db");
+            let story = format!("{journal}, former primary: {former}, {mode:?}");
+            prepare(&rig, &name, journal);
+            let mut clients = Vec::new();
+            if former {
+                clients.push(connect(&rig, &name, journal));
+                insert(&clients[0]).unwrap();
+            }
+            assert_eq!(rig.ask("role replica"), "ok");
+            clients.push(connect(&rig, &name, journal));
+            let rows = count(&clients[0]);
+            let before = rig.ask(&format!("digest {name}"));
+            for client in &clients {
+                for _ in 0..2 {
+                    assert_eq!(insert(client), Err(refusal(journal, former)), "{story}");
+                    assert_eq!(
+                        outcome(client.execute_batch("UPDATE t SET b = zeroblob(10000)")),
+                        Err(refusal(journal, former)),
+                        "{story}"
+                    );
+                    for reader in &clients {
+                        assert_eq!(count(reader), rows, "{story}");
+                        check(reader);
+                    }
+                }
+            }
+            assert_eq!(rig.ask(&format!("digest {name}")), before, "{story}");
+            assert_eq!(rig.ask("role primary"), "ok");
+            for client in &clients {
+                client.busy_timeout(Duration::from_secs(10)).unwrap();
+                insert(client).unwrap_or_else(|code| panic!("{story}: {code} after the promotion"));
+            }
+            assert_eq!(count(&clients[0]), rows + clients.len() as i64, "{story}");
+            check(&clients[0]);
+        }
+        rig.stop();
+    }
+}
+
+#[test]
+fn another_journal_mode_is_a_write_too() {
+    for mode in MODES {
+        let mut rig = Rig::start(mode);
+        prepare(&rig, "r.db", "delete");
+        prepare(&rig, "w.db", "wal");
+        assert_eq!(rig.ask("role replica"), "ok");
+        for (name, from, to) in [("r.db", "delete", "wal"), ("w.db", "wal", "delete")] {
+            let before = rig.ask(&format!("digest {name}"));
+            let db = connect(&rig, name, from);
+            let switched = db.query_row(&format!("PRAGMA journal_mode={to}"), [], |row| {
+                row.get::<_, String>(0)
+            });
+            assert_eq!(
+                outcome(switched),
+                Err(ffi::SQLITE_READONLY_DIRECTORY),
+                "{name} {mode:?}"
+            );
+            assert_eq!(count(&db), 1, "{name} {mode:?}");
+            drop(db);
+            assert_eq!(rig.ask(&format!("digest {name}")), before, "{name} {mode:?}");
+            let db = connect(&rig, name, from);
+            assert_eq!(count(&db), 1, "{name} {mode:?}");
+            check(&db);
+        }
+        rig.stop();
+    }
+}
+
+#[test]
+fn a_new_database_is_refused_and_leaves_nothing_behind() {
+    for mode in MODES {
+        let mut rig = Rig::start(mode);
+        assert_eq!(rig.ask("role replica"), "ok");
+        for journal in JOURNALS {
+            let path = rig.path("new.db");
+            let db = Connection::open(&path).unwrap();
+            let expected = match journal {
+                "memory" | "off" => ffi::SQLITE_IOERR_WRITE,
+                _ => ffi::SQLITE_READONLY_DIRECTORY,
+            };
+            let set = db.query_row(&format!("PRAGMA journal_mode={journal}"), [], |_| Ok(()));
+            let refused = match journal {
+                "wal" => outcome(set),
+                _ => outcome(set.and_then(|()| db.execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)"))),
+            };
+            assert_eq!(refused, Err(expected), "{journal} {mode:?}");
+            let text = db.execute_batch("CREATE TABLE t(x)").unwrap_err().to_string();
+            if expected == ffi::SQLITE_READONLY_DIRECTORY {
+                assert_eq!(text, "attempt to write a readonly database", "{journal} {mode:?}");
+            }
+            drop(db);
+            // Closing a file is told to the daemon when it has happened.
+            eventually("the empty file goes", || names(&rig).is_empty());
+            eventually("the kernel knows", || !path.exists());
+            assert!(!rig.backing("new.db").exists());
+            assert_eq!(rig.ask("databases"), "", "{journal} {mode:?}");
+        }
+        rig.stop();
+    }
+}
+
+#[test]
+fn a_connection_that_was_refused_creates_the_database_after_the_promotion() {
+    for mode in MODES {
+        let mut rig = Rig::start(mode);
+        assert_eq!(rig.ask("role replica"), "ok");
+        for journal in JOURNALS {
+            let name = format!("{journal}.db");
+            let clients = [(); 2].map(|()| Connection::open(rig.path(&name)).unwrap());
+            for client in &clients {
+                client.busy_timeout(Duration::from_secs(5)).unwrap();
+                client
+                    .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+                    .unwrap_err();
+            }
+            // The other client still has the file.
+            let [first, second] = clients;
+            drop(first);
+            assert_eq!(rig.ask("role primary"), "ok");
+            let now: String = second
+                .query_row(&format!("PRAGMA journal_mode={journal}"), [], |row| row.get(0))
+                .unwrap();
+            assert_eq!(now, journal, "{mode:?}");
+            second
+                .execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+                .unwrap();
+            insert(&second).unwrap();
+            drop(second);
+            let again = Connection::open(rig.path(&name)).unwrap();
+            assert_eq!(count(&again), 1, "{journal} {mode:?}");
+            check(&again);
+            assert_eq!(rig.ask("role replica"), "ok");
+        }
+        rig.stop();
+    }
+}
+
+#[test]
+fn ordinary_files_of_a_replica_stay_what_they_are() {
+    for mode in MODES {
+        let mut rig = Rig::start(mode);
+        let outside = tempfile::tempdir().unwrap();
+        let source = outside.path().join("source.db");
+        Connection::open(&source)
+            .unwrap()
+            .execute_batch("CREATE TABLE t(x)")
+            .unwrap();
+        assert_eq!(rig.ask("role replica"), "ok");
+        fs::write(rig.path("touched.db"), b"").unwrap();
+        fs::write(rig.path("text"), b"no database").unwrap();
+        fs::write(rig.path("text-journal"), b"no journal").unwrap();
+        fs::write(rig.path("alone-journal"), b"no journal either").unwrap();
+        let db = Connection::open(rig.path("touched.db")).unwrap();
+        let refused = outcome(db.execute_batch("CREATE TABLE t(x)"));
+        assert_eq!(refused, Err(ffi::SQLITE_READONLY_DIRECTORY), "{mode:?}");
+        drop(db);
+        let refused = fs::copy(&source, rig.path("copy.db")).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EACCES), "{mode:?}");
+        eventually("the copy goes", || !rig.path("copy.db").exists());
+        assert_eq!(
+            names(&rig),
+            ["alone-journal", "text", "text-journal", "touched.db"],
+            "{mode:?}"
+        );
+        assert_eq!(fs::metadata(rig.path("touched.db")).unwrap().len(), 0);
+        assert_eq!(rig.ask("databases"), "", "{mode:?}");
+        rig.stop();
+    }
+}
+
+#[test]
+fn an_empty_file_that_is_replicated_meanwhile_is_not_taken_away() {
+    for mode in MODES {
+        let mut rig = Rig::start(mode);
+        prepare(&rig, "a.db", "delete");
+        assert_eq!(rig.ask("role replica"), "ok");
+        let waiting = Connection::open(rig.path("new.db")).unwrap();
+        waiting.execute_batch("CREATE TABLE t(x)").unwrap_err();
+        assert_eq!(rig.ask("receive a.db new.db"), "ok");
+        assert_eq!(count(&waiting), 1, "{mode:?}");
+        drop(waiting);
+        let again = Connection::open(rig.path("new.db")).unwrap();
+        assert_eq!(count(&again), 1, "{mode:?}");
+        assert_eq!(insert(&again), Err(ffi::SQLITE_READONLY_DIRECTORY), "{mode:?}");
+        rig.stop();
+    }
+}
+
+#[test]
+fn refusals_are_counted() {
+    for mode in MODES {
+        let mut rig = Rig::start(mode);
+        for journal in JOURNALS {
+            prepare(&rig, &format!("{journal}.db"), journal);
+        }
+        assert_eq!(rig.ask("refused"), "0");
+        assert_eq!(rig.ask("role replica"), "ok");
+        for journal in JOURNALS {
+            let db = connect(&rig, &format!("{journal}.db"), journal);
+            let before: u64 = rig.ask("refused").parse().unwrap();
+            insert(&db).unwrap_err();
+            let after: u64 = rig.ask("refused").parse().unwrap();
+            assert!(after > before, "{journal} {mode:?}");
+        }
+        rig.stop();
+    }
+}
