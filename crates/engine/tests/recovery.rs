@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::{Client, Node, count, integrity, name, replicate};
-use engine::{Role, Side};
+use engine::{Retention, Role, Side, Store, StoreOptions};
 use tempfile::TempDir;
 
 /// The files and what was noted about them, at some moment; the log is not in it.
@@ -196,7 +196,7 @@ fn pages_that_the_log_lost_are_captured_once_they_are_found() {
     client.exec("PRAGMA synchronous=OFF; CREATE TABLE t(x INTEGER PRIMARY KEY, y); INSERT INTO t VALUES(1, randomblob(9000))");
     let before = primary.db().drain().unwrap();
     // From here on a start takes the files for right, up to this transaction.
-    primary.store.maintain(&engine::Retention::default());
+    primary.store.maintain(&Retention::default());
     let segment = list(&homes(primary.dir.path())[0].join("log"))[0].clone();
     let durable = fs::metadata(&segment).unwrap().len();
     client.exec("UPDATE t SET y=zeroblob(9000)");
@@ -326,6 +326,56 @@ fn an_import_that_was_logged_is_finished_by_the_next_start() {
         assert_eq!(again.db().position(), position, "{mode}");
         check(&again, 1);
     }
+}
+
+/// A start moves the WAL out of the mount and waits for no disk. Until its pages are durable in the main file they can be
+/// copied again, whatever part of them was lost: by another kill, or with the power.
+#[test]
+fn what_a_start_copies_from_a_wal_is_copied_again_until_it_is_durable() {
+    for power in [false, true] {
+        let (primary, client) = wal_primary();
+        for x in 2..40 {
+            client.exec(&format!("INSERT INTO t VALUES({x}, randomblob(1000))"));
+        }
+        let digest = primary.digest();
+        // No record is replayed by the next start: only the WAL has the pages.
+        primary.store.maintain(&Retention::default());
+        let main = fs::read(primary.path()).unwrap();
+        let path = primary.path();
+        client.kill();
+        let dir = primary.kill();
+        // Nothing runs that could flush.
+        Store::open(dir.path(), StoreOptions::default())
+            .unwrap()
+            .abandon();
+        assert_eq!(set_aside(dir.path()), 1);
+        assert_ne!(
+            fs::read(&path).unwrap(),
+            main,
+            "the content of the WAL is in the main file"
+        );
+        fs::write(&path, main).unwrap();
+        if power {
+            lose_power(dir.path());
+        }
+        let again = reopen(dir);
+        assert_eq!(again.digest(), digest, "power lost: {power}");
+        again.store.maintain(&Retention::default());
+        assert_eq!(
+            set_aside(again.dir.path()),
+            0,
+            "kept only until the main file is durable"
+        );
+        check(&again, 39);
+    }
+}
+
+/// WALs that starts took out of the mount.
+fn set_aside(dir: &Path) -> usize {
+    let files = homes(dir).into_iter().flat_map(|home| list(&home));
+    files
+        .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("wal-"))
+        .count()
 }
 
 /// The log begins with the whole database, so the main file can be written from it.

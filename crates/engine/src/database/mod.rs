@@ -8,6 +8,7 @@
 //!   nobody reports; * [`crate::capture`], [`crate::commit`], [`crate::apply`], [`crate::snapshot`]: the links of a
 //!   transaction's life.
 
+mod aside;
 pub(crate) mod backing;
 pub(crate) mod edge;
 mod open;

@@ -2,7 +2,7 @@
 //! position, log and files agree. The cost grows with what was not flushed, not with the size of the database.
 //!
 //! Order: the log's tail is the position; records behind the table's last flush are replayed into the table; the WAL is
-//! folded in (`open_wal`); pages of the replayed records that differ from the log are written from it, as up to the
+//! folded in (`open_wal`), with what is left of earlier ones (`aside`); pages of the replayed records that differ from the log are written from it, as up to the
 //! flush the files were made durable; what clients wrote without a journal is captured. A hot journal is left for SQLite
 //! to roll back, unless the log shows that its transaction committed. After a power loss all other pages are compared in
 //! the background.
@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use sqlite_format::journal::{HEADER_SIZE as JOURNAL_HEADER_SIZE, JournalHeader};
 use sqlite_format::{PageSize, Pgno};
 
+use super::aside::Aside;
 use super::backing::Backing;
 use super::scratch::{Left, Scratch};
 use super::state::State;
@@ -70,6 +71,7 @@ impl Database {
             timestamp_ms: 0,
             scratch,
             backing,
+            aside: Aside::open(&home)?,
             wal: Wal::default(),
             quarantine: None,
             synced_writes: false,
@@ -106,6 +108,9 @@ impl Database {
         if tail.commit == 0 {
             self.finish_removal(state, &tail)?;
         } else {
+            if !left.clean {
+                self.copy_aside(state)?;
+            }
             self.recover_wal(state, left, &tail)?;
             if !left.clean {
                 self.resolve_journal(state, &tail)?;
@@ -114,10 +119,12 @@ impl Database {
             self.capture_leftovers(state)?;
             state.unverified = (!left.same_boot).then_some(1);
         }
-        if state.table.synced() != state.pos {
+        // After a kill nothing is lost that a later flush could not make durable, and a start need not wait for a disk.
+        if !left.same_boot && state.table.synced() != state.pos {
             self.log.sync()?;
             self.sync_files(state)?;
             state.table.flush(state.pos.txid)?;
+            state.aside.remove()?;
         }
         self.publish(state);
         Ok(())

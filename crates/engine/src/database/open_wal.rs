@@ -1,10 +1,11 @@
 //! The WAL that a start finds: frames that the log lacks are captured, then the content goes to the main file and the WAL
-//! is removed, which also keeps clients that still hold it open on a dead mount from being heard.
+//! out of the mount, which also keeps clients that still hold it open on a dead mount from being heard.
 //!
 //! Which frames the log lacks is told by what was noted in memory that survives the process; by the log, which names the
 //! frames of each captured record, where that memory is gone; by nothing at all on a replica, whose log is ahead of its
 //! WAL.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use ltx::{Decoder, Txid, WalRange};
@@ -33,11 +34,36 @@ impl Database {
                 // All valid frames are in the log, and it may be ahead of them: what differs is written from it.
                 Start::After(_) | Start::Logged => self.map_wal(state, &file, None)?,
             }
-            self.copy_wal(state, &file)?;
+            let wal = std::mem::take(&mut state.wal);
+            state.backing.forget(Side::Wal);
+            state.aside.take(state.backing.path(Side::Wal), &self.home)?;
+            self.log.sync()?;
+            self.copy_pages(state, &wal, &file)?;
+            self.cut_file(state)?;
+        } else {
+            state.backing.remove(Side::Wal)?;
         }
-        state.backing.remove(Side::Wal)?;
         state.wal = Wal::default();
         state.set_cursor();
+        Ok(())
+    }
+
+    /// What earlier starts took out of the mount and nobody synced: a kill may have come before the main file had it
+    /// all, or the power went.
+    pub(super) fn copy_aside(&self, state: &mut State) -> Result<()> {
+        if state.aside.is_empty() {
+            return Ok(());
+        }
+        self.log.sync()?;
+        for file in state.aside.files()? {
+            let Some(header) = read_header(&file)? else {
+                continue;
+            };
+            let mut wal = Wal::default();
+            wal.begin(header);
+            wal.map(&file, None)?;
+            self.copy_pages(state, &wal, &file)?;
+        }
         Ok(())
     }
 
@@ -85,7 +111,7 @@ impl Database {
     fn map_logged(
         &self,
         state: &mut State,
-        file: &std::fs::File,
+        file: &File,
         header: WalHeader,
         frames: u32,
         left: &Left,
@@ -100,7 +126,7 @@ impl Database {
     }
 
     /// Notes which pages the committed frames hold: all up to `limit`, or all that the chain proves.
-    pub(crate) fn map_wal(&self, state: &mut State, file: &std::fs::File, limit: Option<u32>) -> Result<()> {
+    pub(crate) fn map_wal(&self, state: &mut State, file: &File, limit: Option<u32>) -> Result<()> {
         state.wal.reset();
         if let Some(header) = read_header(file)? {
             state.wal.begin(header);
@@ -109,34 +135,49 @@ impl Database {
         Ok(())
     }
 
-    /// A full checkpoint: nobody is connected yet. The log goes to disk first, because what it lacks could be derived
-    /// from this WAL only.
-    fn copy_wal(&self, state: &mut State, wal: &std::fs::File) -> Result<()> {
-        let Some(page_size) = state.wal_page_size() else {
+    /// Copies to the main file the pages that it lacks: those of the WAL that are what the last transaction made them.
+    /// The log is durable, because what it lacked could not be derived from the main file.
+    fn copy_pages(&self, state: &mut State, wal: &Wal, wal_file: &File) -> Result<()> {
+        let Some(page_size) = state.page_size() else {
             return Ok(());
         };
-        self.log.sync()?;
-        let file = state.backing.get_or_create(Side::Database)?;
-        let path = state.backing.path(Side::Database).to_owned();
-        let mut pages: Vec<u32> = state.wal.held_pages().collect();
-        pages.sort_unstable();
-        let mut page = vec![0; page_size.bytes()];
-        for pgno in pages
-            .into_iter()
-            .filter_map(Pgno::new)
-            .filter(|pgno| pgno.get() <= state.commit)
+        if wal
+            .header
+            .as_ref()
+            .is_none_or(|header| header.page_size != page_size)
         {
-            let Some(frame) = state.wal.frame_of(pgno) else {
+            return Ok(());
+        }
+        let mut pages: Vec<u32> = wal.held_pages().filter(|page| *page <= state.commit).collect();
+        pages.sort_unstable();
+        let (mut new, mut old) = (vec![0; page_size.bytes()], vec![0; page_size.bytes()]);
+        for pgno in pages.into_iter().filter_map(Pgno::new) {
+            let Some(frame) = wal.frame_of(pgno) else {
                 continue;
             };
-            wal.read_exact_at(&mut page, frame + FRAME_HEADER_SIZE as u64)
+            wal_file
+                .read_exact_at(&mut new, frame + FRAME_HEADER_SIZE as u64)
                 .map_err(Error::io("wal.read", state.backing.path(Side::Wal)))?;
-            file.write_all_at(&page, pgno.offset(page_size))
-                .map_err(Error::io("database.write", &path))?;
+            let offset = pgno.offset(page_size);
+            state.backing.read_padded(Side::Database, &mut old, offset)?;
+            if old == new || !state.is_current(pgno, &new) {
+                continue;
+            }
+            let file = state.backing.get_or_create(Side::Database)?;
+            file.write_all_at(&new, offset)
+                .map_err(Error::io("database.write", state.backing.path(Side::Database)))?;
         }
+        Ok(())
+    }
+
+    /// In WAL mode the main file has no pages beyond the end.
+    fn cut_file(&self, state: &mut State) -> Result<()> {
+        let Some(page_size) = state.page_size() else {
+            return Ok(());
+        };
+        let file = state.backing.get_or_create(Side::Database)?;
         file.set_len(page_size.file_size(state.commit))
-            .map_err(Error::io("database.truncate", &path))?;
-        file.sync_data().map_err(Error::io("database.sync", &path))
+            .map_err(Error::io("database.truncate", state.backing.path(Side::Database)))
     }
 }
 

@@ -234,15 +234,16 @@ impl Database {
 
     /// Flushes the table if `lag` transactions happened since the last time, so that a start has little to replay.
     pub(crate) fn flush_if_behind(&self, lag: u64) -> Result<()> {
-        let behind = {
+        let due = {
             let state = self.state.lock();
-            state
+            let behind = state
                 .pos
                 .txid
                 .get()
-                .saturating_sub(state.table.synced().txid.get())
+                .saturating_sub(state.table.synced().txid.get());
+            behind > lag || !state.aside.is_empty()
         };
-        if behind > lag { self.flush_table() } else { Ok(()) }
+        if due { self.flush_table() } else { Ok(()) }
     }
 
     /// Compares a few more pages with the table after a power loss: without syncs, the main file may be ahead of what the
@@ -303,8 +304,9 @@ impl Database {
             return Err(error);
         }
         flush.write()?;
-        self.state.lock().table.confirm(flush);
-        Ok(())
+        let mut state = self.state.lock();
+        state.table.confirm(flush);
+        state.aside.remove()
     }
 
     pub(crate) fn sync_files(&self, state: &mut State) -> Result<()> {
@@ -322,9 +324,10 @@ impl Database {
         self.log.sync()?;
         let mut state = self.state.lock();
         let txid = state.pos.txid;
-        if state.table.synced() != state.pos && txid != Txid::ZERO {
+        if (state.table.synced() != state.pos || !state.aside.is_empty()) && txid != Txid::ZERO {
             self.sync_files(&mut state)?;
             state.table.flush(txid)?;
+            state.aside.remove()?;
         }
         // Received records that clients kept from being applied are applied by the next start.
         if state.scratch.dirty().is_clean() && self.log.tail().is_none_or(|tail| tail.pos() == state.pos) {

@@ -6,6 +6,7 @@ use ltx::Pos;
 use sqlite_format::wal::FRAME_HEADER_SIZE;
 use sqlite_format::{PageSize, Pgno};
 
+use super::aside::Aside;
 use super::backing::Backing;
 use super::scratch::Scratch;
 use crate::capture::wal::Wal;
@@ -29,6 +30,8 @@ pub(crate) struct State {
     pub(crate) scratch: Scratch,
     /// SQLite's files.
     pub(crate) backing: Backing,
+    /// WALs whose content the main file has, but maybe not on disk.
+    pub(crate) aside: Aside,
     /// What is known of the WAL.
     pub(crate) wal: Wal,
     /// Why replication is suspended.

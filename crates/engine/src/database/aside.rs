@@ -1,0 +1,63 @@
+//! WALs that starts took out of the mount. A start copies what a WAL holds to the main file, and it must not wait until
+//! that is on disk; so it moves the WAL into the database's own directory, and the next flush of the table, which syncs
+//! the main file, removes it. A start that finds such a WAL copies once more what the main file lacks.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+const PREFIX: &str = "wal-";
+
+/// The WALs that are kept, oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Aside {
+    files: Vec<(u64, PathBuf)>,
+}
+
+impl Aside {
+    /// What earlier processes left in `home`.
+    pub(crate) fn open(home: &Path) -> Result<Aside> {
+        let entries = std::fs::read_dir(home).map_err(Error::io("aside.list", home))?;
+        let mut files = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(Error::io("aside.list", home))?;
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+            if let Some(number) = number.and_then(|number| number.parse().ok()) {
+                files.push((number, entry.path()));
+            }
+        }
+        files.sort_unstable();
+        Ok(Aside { files })
+    }
+
+    /// Moves a WAL into `home`. Whoever still has it open, on the mount of a dead daemon, goes on writing to a file that
+    /// nobody reads.
+    pub(crate) fn take(&mut self, wal: &Path, home: &Path) -> Result<()> {
+        let number = self.files.last().map_or(1, |(last, _)| last + 1);
+        let path = home.join(format!("{PREFIX}{number}"));
+        std::fs::rename(wal, &path).map_err(Error::io("aside.take", wal))?;
+        self.files.push((number, path));
+        Ok(())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Opens them, oldest first.
+    pub(crate) fn files(&self) -> Result<Vec<File>> {
+        let open = |(_, path): &(u64, PathBuf)| File::open(path).map_err(Error::io("aside.open", path));
+        self.files.iter().map(open).collect()
+    }
+
+    /// The main file is durable with all that they held.
+    pub(crate) fn remove(&mut self) -> Result<()> {
+        while let Some((_, path)) = self.files.last() {
+            std::fs::remove_file(path).map_err(Error::io("aside.remove", path))?;
+            self.files.pop();
+        }
+        Ok(())
+    }
+}
