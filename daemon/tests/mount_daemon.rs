@@ -278,6 +278,49 @@ fn the_worker_checkpoints_and_rolls_back() {
     }
 }
 
+/// SQLite removes a WAL beside an empty main file without reading it: what it holds is nobody's transaction, until the
+/// database that it belongs to is there.
+#[test]
+fn a_wal_counts_only_beside_its_database() {
+    for mode in MODES {
+        let rig = Rig::start(mode);
+        let outside = tempfile::tempdir().unwrap();
+        let kept = |side: &str| outside.path().join(format!("kept{side}"));
+        let db = open(&rig, "a.db", "wal");
+        db.execute_batch("PRAGMA wal_autocheckpoint=0").unwrap();
+        for _ in 0..3 {
+            insert(&db).unwrap();
+        }
+        for side in ["", "-wal"] {
+            fs::copy(rig.path(&format!("a.db{side}")), kept(side)).unwrap();
+        }
+        for side in ["", "-wal", "-shm"] {
+            fs::remove_file(rig.path(&format!("a.db{side}"))).unwrap();
+        }
+        drop(db);
+        eventually("the removal is captured", || txid(&rig, "a.db") == 6);
+
+        fs::copy(kept("-wal"), rig.path("a.db-wal")).unwrap();
+        let empty = Connection::open(rig.path("a.db")).unwrap();
+        let tables = empty.query_row("SELECT count(*) FROM sqlite_schema", [], |row| {
+            row.get::<_, i64>(0)
+        });
+        assert_eq!(tables, Ok(0));
+        assert!(!rig.path("a.db-wal").exists());
+        drop(empty);
+        assert_eq!(txid(&rig, "a.db"), 6);
+
+        fs::copy(kept("-wal"), rig.path("a.db-wal")).unwrap();
+        fs::copy(kept(""), rig.path("a.db")).unwrap();
+        eventually("database and WAL are captured", || txid(&rig, "a.db") > 6);
+        let whole = Connection::open(rig.path("a.db")).unwrap();
+        assert_eq!(count(&whole), 3);
+        check(&whole);
+        drop(whole);
+        rig.stop();
+    }
+}
+
 #[test]
 fn after_a_sudden_death_nothing_acknowledged_is_lost() {
     for mode in MODES {

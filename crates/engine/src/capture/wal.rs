@@ -278,6 +278,11 @@ impl Database {
         if !state.wal.present {
             return Ok(false);
         }
+        if state.commit == 0 && state.backing.len(Side::Database)? == 0 {
+            // SQLite removes a WAL beside an empty main file unread; beside one that is yet to come it counts.
+            state.wal.unknown = true;
+            return Ok(false);
+        }
         if state.pos.is_zero() || state.wal.unknown {
             self.adopt_wal(state)?;
             if state.backing.get(Side::Wal)?.is_none() {
