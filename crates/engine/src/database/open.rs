@@ -76,6 +76,7 @@ impl Database {
             quarantine: None,
             synced_writes: false,
             last_write: None,
+            exclusive: false,
             poisoned: None,
             unverified: None,
             spare: Vec::new(),

@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Database;
 use super::state::State;
+use sqlite_format::Pgno;
 use sqlite_format::wal_index::lock as wal_lock;
 
 use crate::capture::wal::Until;
@@ -114,6 +115,21 @@ impl Settler {
     }
 }
 
+/// Whether what a client wrote under a lock that it still holds is a commit, and not a part of a transaction: SQLite writes
+/// the first page when it commits, and not before; only with `locking_mode=EXCLUSIVE` it leaves it alone from the second
+/// transaction on.
+fn commits_under_lock(state: &mut State) -> Result<bool> {
+    if state.exclusive {
+        return Ok(true);
+    }
+    let Some(page_size) = state.page_size() else {
+        return Ok(true);
+    };
+    let mut page = vec![0; page_size.bytes()];
+    state.backing.read_padded(Side::Database, &mut page, 0)?;
+    Ok(!state.is_current(Pgno::FIRST, &page))
+}
+
 fn look(db: Option<Arc<Database>>) -> Found {
     let Some(db) = db else { return Found::Settled };
     match db.settle() {
@@ -160,6 +176,10 @@ impl Database {
         if state.last_write.is_some_and(|at| at.elapsed() < pause) {
             return Ok(Found::Pending);
         }
+        if locked && !commits_under_lock(state)? {
+            return Ok(Found::Later);
+        }
+        state.exclusive = locked;
         self.capture_pages(state, 0)?;
         self.sync_commit(state)?;
         Ok(Found::Settled)

@@ -40,6 +40,8 @@ pub(crate) struct State {
     pub(crate) synced_writes: bool,
     /// When the main file was last written, to tell a pause from a stream of raw writes.
     pub(crate) last_write: Option<Instant>,
+    /// The last capture found the writer's lock held: it is of a client that never gives it up.
+    pub(crate) exclusive: bool,
     /// Why nothing may be written any more: a sync failed, and what is on disk is unknown.
     pub(crate) poisoned: Option<String>,
     /// The first page that was not compared with the table since a power loss.
