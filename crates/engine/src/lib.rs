@@ -20,6 +20,7 @@ pub mod log;
 pub mod metrics_names;
 mod name;
 mod options;
+mod originals;
 mod shared;
 mod snapshot;
 mod store;

@@ -2,7 +2,7 @@
 //!
 //! The files are copied while clients go on writing. Every page that was committed meanwhile is in the log, so the copy
 //! is then rolled forward from it; a page that was caught in the middle of a transaction is found by its checksum and
-//! taken from the log or read again. What results is checked page by page against the table of the position it claims.
+//! taken from that transaction's rollback journal or from the log, or read again. What results is checked page by page against the table of the position it claims.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -18,6 +18,8 @@ use sqlite_format::{PageSize, Pgno};
 use crate::database::Database;
 use crate::database::backing::read_full;
 use crate::error::{Error, Result};
+use crate::name::Side;
+use crate::originals;
 use crate::shared::Shared;
 
 /// Pages copied in one turn of the mutex.
@@ -26,8 +28,8 @@ const TURN: u32 = 64;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long they may before the table is doubted.
 const DOUBT: Duration = Duration::from_secs(1);
-/// Pause between two looks at such pages.
-const LOOK: Duration = Duration::from_millis(2);
+/// First and longest pause between two looks at such pages.
+const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 
 /// A consistent copy of a database.
 #[derive(Debug)]
@@ -156,7 +158,8 @@ impl Copy<'_> {
     /// Rolls the copy forward until it is the database at one position; `None` if it has to be made anew.
     fn settle(&mut self, deadline: Instant) -> Result<Option<Target>> {
         let mut wrong = BTreeSet::new();
-        let doubtful = Instant::now() + DOUBT;
+        let mut doubtful = Some(Instant::now() + DOUBT);
+        let mut look = LOOK.0;
         loop {
             self.copy_pages(std::mem::take(&mut wrong).into_iter())?;
             let Some(target) = self.target() else {
@@ -166,6 +169,9 @@ impl Copy<'_> {
                 return Ok(None);
             }
             wrong = self.differences(&target);
+            if !wrong.is_empty() {
+                self.take_originals(&mut wrong, &target)?;
+            }
             if wrong.is_empty() {
                 let size = self.page_size.file_size(target.commit);
                 self.spool
@@ -176,12 +182,57 @@ impl Copy<'_> {
             if Instant::now() >= deadline {
                 return Ok(None);
             }
-            if Instant::now() >= doubtful {
-                // No transaction takes so long without dirty pages: the table itself may be wrong.
+            if doubtful.take_if(|at| Instant::now() >= *at).is_some() {
+                // A transaction without a journal, or the table itself is wrong.
+                self.take_logged(&mut wrong, &target)?;
                 self.db.doubt(wrong.iter().copied());
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(look);
+            look = (look * 2).min(LOOK.1);
         }
+    }
+
+    /// Pages in the middle of a transaction are in its journal as they were before, however long it takes, and if its
+    /// client died.
+    fn take_originals(&mut self, wrong: &mut BTreeSet<Pgno>, target: &Target) -> Result<()> {
+        let journal = {
+            let backing = &mut self.db.state.lock().backing;
+            match backing.journal_is_hot()? {
+                true => backing.get(Side::Journal)?,
+                false => None,
+            }
+        };
+        let Some(journal) = journal else { return Ok(()) };
+        originals::for_each(&journal, |pgno, page| self.take(wrong, target, pgno, page))
+    }
+
+    /// The same from the log, as far as it goes back.
+    fn take_logged(&mut self, wrong: &mut BTreeSet<Pgno>, target: &Target) -> Result<()> {
+        let mut page = vec![0; self.page_size.bytes()];
+        for record in self.db.log.records(Txid::FIRST) {
+            let record = record?;
+            if record.info.page_size != self.page_size {
+                continue;
+            }
+            let mut decoder = Decoder::new(record.reader())?;
+            while let Some(pgno) = decoder.next_page(&mut page)? {
+                self.take(wrong, target, pgno, &page)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a page that is wanted, if it is what the target says.
+    fn take(&mut self, wrong: &mut BTreeSet<Pgno>, target: &Target, pgno: Pgno, page: &[u8]) -> Result<()> {
+        let wanted = target.sums.get(pgno.get() as usize - 1).copied();
+        if wrong.contains(&pgno)
+            && page.len() == self.page_size.bytes()
+            && wanted == Some(ltx::page_checksum(pgno, page).get())
+        {
+            self.put(pgno, page)?;
+            wrong.remove(&pgno);
+        }
+        Ok(())
     }
 
     fn target(&self) -> Option<Target> {

@@ -322,6 +322,33 @@ fn a_snapshot_is_consistent_while_a_client_writes() {
     });
 }
 
+/// Pages that a transaction has written to the main file already are taken from its journal, or from the log; so they are
+/// when its client has died and nobody has rolled it back.
+#[test]
+fn a_snapshot_does_not_wait_for_a_transaction_under_way() {
+    for mode in ["DELETE", "TRUNCATE", "PERSIST", "MEMORY"] {
+        let primary = Node::primary();
+        let client = primary.mount();
+        client.exec(&format!(
+            "PRAGMA journal_mode={mode}; PRAGMA cache_size=2; CREATE TABLE t(x INTEGER PRIMARY KEY, y)"
+        ));
+        client.exec("WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 100) INSERT INTO t SELECT n, randomblob(900) FROM c");
+        let before = primary.digest();
+        let main = std::fs::read(primary.path()).unwrap();
+        client.exec("BEGIN; UPDATE t SET y=randomblob(900)");
+        assert_ne!(
+            std::fs::read(primary.path()).unwrap(),
+            main,
+            "{mode}: nothing spilled"
+        );
+        assert_eq!(primary.digest(), before, "{mode}");
+        client.kill();
+        if mode != "MEMORY" {
+            assert_eq!(primary.digest(), before, "{mode}, its client dead");
+        }
+    }
+}
+
 #[test]
 fn what_was_committed_before_the_process_died_is_captured_by_the_next() {
     let (primary, connection) = wal_primary();
