@@ -143,6 +143,45 @@ fn exclusive_locking_needs_no_wal_index() {
 }
 
 #[test]
+fn a_transaction_without_a_journal_that_has_outgrown_the_cache_is_captured_when_it_commits() {
+    for mode in MODES {
+        let rig = Rig::start(mode);
+        for (name, setup) in [
+            ("shared.db", ""),
+            ("exclusive.db", "PRAGMA locking_mode=EXCLUSIVE;"),
+        ] {
+            let db = Connection::open(rig.path(name)).unwrap();
+            db.execute_batch(&format!(
+                "{setup} PRAGMA journal_mode=memory; PRAGMA cache_size=10; BEGIN"
+            ))
+            .unwrap();
+            db.execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+                .unwrap();
+            for _ in 0..100 {
+                db.execute("INSERT INTO t(b) VALUES (randomblob(3000))", [])
+                    .unwrap();
+            }
+            db.execute_batch("COMMIT").unwrap();
+            eventually("the first transaction is captured", || txid(&rig, name) == 1);
+            let before = fs::read(rig.backing(name)).unwrap();
+            db.execute_batch("BEGIN; UPDATE t SET b = randomblob(3000)")
+                .unwrap();
+            assert!(
+                fs::read(rig.backing(name)).unwrap() != before,
+                "it is all in the cache"
+            );
+            // The client thinks. That nothing is captured meanwhile cannot be awaited.
+            std::thread::sleep(Duration::from_millis(300));
+            assert_eq!(txid(&rig, name), 1, "{name} {mode:?}: a part of a transaction");
+            db.execute_batch("COMMIT").unwrap();
+            eventually("the second transaction is captured", || txid(&rig, name) == 2);
+            drop(db);
+        }
+        rig.stop();
+    }
+}
+
+#[test]
 fn a_copied_database_becomes_one_when_it_is_closed() {
     for mode in MODES {
         let mut rig = Rig::start(mode);

@@ -76,17 +76,26 @@ impl Database {
     /// SQLite makes the main file durable. The log goes first: once a checkpoint's pages are durable the WAL may start
     /// over, and what the log misses then could not be captured again after a power loss.
     pub fn sync_database(&self, file: &File, datasync: bool) -> Result<()> {
-        {
+        let last_write = {
             let mut state = self.state.lock();
             self.check_usable(&state)?;
             state.synced_writes |= !state.scratch.dirty().is_clean();
-        }
+            state.last_write
+        };
         if let Err(error) = self.log.sync() {
             let error = Error::from(error);
             self.poison(&mut self.state.lock(), &error);
             return Err(error);
         }
-        self.sync(file, datasync, "database.sync")
+        self.sync(file, datasync, "database.sync")?;
+        let mut state = self.state.lock();
+        // SQLite syncs here when all pages of a transaction are written, never when it only makes room in its cache.
+        state.all_synced = state.last_write == last_write;
+        if state.all_synced && !state.scratch.dirty().is_clean() && !state.backing.journal_is_hot()? {
+            state.clients_sync = true;
+            self.shared.settler.watch(&self.name);
+        }
+        Ok(())
     }
 
     /// A handle that could write the main file was closed: raw writes may be complete.
@@ -399,6 +408,7 @@ impl Database {
 
     fn written(&self, state: &mut State) {
         state.last_write = Some(Instant::now());
+        state.all_synced = false;
         self.shared.settler.watch(&self.name);
     }
 

@@ -77,6 +77,8 @@ impl Database {
             synced_writes: false,
             last_write: None,
             exclusive: false,
+            all_synced: false,
+            clients_sync: false,
             poisoned: None,
             unverified: None,
             spare: Vec::new(),

@@ -162,6 +162,7 @@ impl Database {
         state.scratch.mark_all();
         state.wal.present = true;
         state.last_write = Some(Instant::now());
+        state.all_synced = false;
         drop(state);
         self.shared.settler.watch(&self.name);
     }

@@ -22,8 +22,11 @@ use crate::name::{DbName, Side};
 
 /// Raw writes count as finished when none came for this long.
 const PAUSE: Duration = Duration::from_millis(5);
-/// A client that holds its write lock for ever (EXCLUSIVE mode) and uses no journal has finished when it pauses this long.
-const LONG_PAUSE: Duration = Duration::from_millis(100);
+/// A client that holds its write lock for ever (EXCLUSIVE mode), uses no journal and does not sync, has finished when it pauses this
+/// long. It is a guess: a transaction that outgrows the cache is written in parts.
+const LONG_PAUSE: Duration = Duration::from_secs(1);
+/// Where clients were seen to sync, one that pauses this long without a sync does not.
+const NO_SYNC: Duration = Duration::from_secs(10);
 /// How long a drain waits for lock files to be opened.
 const OPENING: Duration = Duration::from_millis(500);
 /// First and longest wait between two looks.
@@ -161,7 +164,13 @@ impl Database {
         state.wal.index_is_dead = !connected;
         let more = self.capture_wal(&mut state, Until::Index)?;
         let locked = locks.database_write_locked().unwrap_or(false);
-        let found = self.settle_pages(&mut state, locked, if locked { LONG_PAUSE } else { PAUSE })?;
+        let pause = match (locked, state.all_synced, state.clients_sync) {
+            (false, _, _) => PAUSE,
+            (true, true, _) => Duration::ZERO,
+            (true, false, true) => NO_SYNC,
+            (true, false, false) => LONG_PAUSE,
+        };
+        let found = self.settle_pages(&mut state, locked, pause)?;
         Ok(if more { Found::Pending } else { found })
     }
 
@@ -176,10 +185,12 @@ impl Database {
         if state.last_write.is_some_and(|at| at.elapsed() < pause) {
             return Ok(Found::Pending);
         }
-        if locked && !commits_under_lock(state)? {
+        // What is synced is complete, and says nothing of whether its writer is about to give up the lock.
+        let guessed = locked && !state.all_synced;
+        if guessed && !commits_under_lock(state)? {
             return Ok(Found::Later);
         }
-        state.exclusive = locked;
+        state.exclusive = guessed;
         self.capture_pages(state, 0)?;
         self.sync_commit(state)?;
         Ok(Found::Settled)

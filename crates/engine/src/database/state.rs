@@ -42,6 +42,10 @@ pub(crate) struct State {
     pub(crate) last_write: Option<Instant>,
     /// The last capture found the writer's lock held: it is of a client that never gives it up.
     pub(crate) exclusive: bool,
+    /// All that was written to the main file since the last transaction is synced.
+    pub(crate) all_synced: bool,
+    /// Clients sync the main file at the end of a transaction without a journal.
+    pub(crate) clients_sync: bool,
     /// Why nothing may be written any more: a sync failed, and what is on disk is unknown.
     pub(crate) poisoned: Option<String>,
     /// The first page that was not compared with the table since a power loss.
