@@ -42,9 +42,12 @@ pub struct RunArgs {
     /// Seconds that a file may take on the mount (longer where it is slow natively).
     #[arg(long, default_value_t = 300)]
     timeout: u64,
-    /// Run files natively beside the mount, or take native results from the cache.
+    /// Run each file natively beside the mount, take native results from the cache, or run all natively before.
     #[arg(long, value_enum, default_value = "beside")]
     native: Native,
+    /// Measure the wall time of the whole run, natively and then on the mount: the same as --native before.
+    #[arg(long, conflicts_with_all = ["native", "replica"])]
+    wall: bool,
     /// Give each file its own directory on the mount, or a fresh mount to itself.
     #[arg(long, value_enum, default_value = "directory")]
     layout: Layout,
@@ -163,7 +166,7 @@ impl RunArgs {
             files,
             jobs: self.jobs,
             layout: self.layout,
-            native: self.native,
+            native: if self.wall { Native::Before } else { self.native },
             replica: self.replica,
             limit: Duration::from_secs(self.timeout),
             work,
@@ -248,6 +251,7 @@ impl RunArgs {
             date: said_by("date", &["-u", "+%Y-%m-%d"]),
             machine: said_by("uname", &["-srm"]),
             wall_seconds: outcome.wall.as_secs_f64(),
+            walls: outcome.walls,
             interrupted: outcome.interrupted,
             findings: outcome.findings.clone(),
             objections: outcome.objections(expectations),

@@ -88,6 +88,16 @@ fn totals(text: &mut String, summary: &Summary) {
         mount / native.max(0.001),
         summary.wall_seconds
     );
+    if let Some(walls) = &summary.walls {
+        let _ = writeln!(
+            text,
+            "wall time of the whole run with {} jobs: {:.1} s native, {:.1} s mount (x{:.2})",
+            summary.jobs,
+            walls.native_seconds,
+            walls.mount_seconds,
+            walls.ratio()
+        );
+    }
     if summary.replica {
         let databases = summary.databases();
         let _ = writeln!(

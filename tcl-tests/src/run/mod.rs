@@ -1,5 +1,6 @@
 //! A run: files are taken from a queue by slots, each with a mount of its own, natively and on the mount one
 //! after the other, so that both see the same load. What does not equal native is run once more alone.
+//! To compare the time of whole runs, all files run natively before the first one runs on the mount ([`Native::Before`]).
 
 mod progress;
 mod result;
@@ -14,10 +15,10 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 pub use progress::Progress;
-pub use result::{Databases, FileResult, FileSummary, RunResult, Side, Summary};
+pub use result::{Databases, FileResult, FileSummary, RunResult, Side, Summary, Walls};
 
 use crate::baseline::Baseline;
-use crate::execution::Bench;
+use crate::execution::{Bench, FileRun};
 use crate::expectations::Expectations;
 use crate::interrupt;
 use crate::mount::{Mount, Spec};
@@ -39,6 +40,8 @@ pub enum Native {
     Beside,
     /// From the cache where there is a result.
     Cached,
+    /// All files run natively first, then all on the mount: only so the wall time of both can be compared.
+    Before,
 }
 
 /// Everything that decides a run.
@@ -62,6 +65,12 @@ pub struct Plan {
     pub expectations: Expectations,
 }
 
+type Queue = Mutex<VecDeque<String>>;
+
+fn take(queue: &Queue) -> Option<String> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+}
+
 /// When more files than this differ, something is broken as a whole and running them again tells nothing.
 const WORTH_ANOTHER_TRY: usize = 40;
 
@@ -82,7 +91,16 @@ impl Plan {
         // Longest first, so that no slot sits on a long file when the others have nothing left.
         files.sort_by(|a, b| weights[b].total_cmp(&weights[a]));
         let mut progress = Progress::new(weights);
-        let (mut results, mut findings) = self.run_all(files, &mut progress)?;
+        let natives = match self.native {
+            Native::Beside | Native::Cached => BTreeMap::new(),
+            Native::Before => self.run_natively(&files, &progress)?,
+        };
+        let native_wall = start.elapsed();
+        let (mut results, mut findings) = self.run_all(files, &natives, &mut progress)?;
+        let walls = (self.native == Native::Before).then(|| Walls {
+            native_seconds: native_wall.as_secs_f64(),
+            mount_seconds: (start.elapsed() - native_wall).as_secs_f64(),
+        });
         findings.extend(self.run_again(&mut results, &mut progress)?);
         progress.finish();
         results.sort_by(|a, b| a.file.cmp(&b.file));
@@ -90,6 +108,7 @@ impl Plan {
             results,
             findings,
             wall: start.elapsed(),
+            walls,
             interrupted: interrupt::requested(),
         })
     }
@@ -113,15 +132,54 @@ impl Plan {
         self.limit.max(Duration::from_secs_f64(native_seconds * 15.0))
     }
 
-    fn run_all(&self, files: Vec<String>, progress: &mut Progress) -> Result<(Vec<FileResult>, Vec<String>)> {
-        let jobs = self.jobs.clamp(1, files.len().max(1));
+    /// All files in plain directories, as many at a time as on the mount.
+    fn run_natively(&self, files: &[String], progress: &Progress) -> Result<BTreeMap<String, FileRun>> {
+        progress.note(&format!("running {} files natively first", files.len()));
+        let queue = Mutex::new(files.iter().cloned().collect::<VecDeque<_>>());
+        std::thread::scope(|scope| {
+            let slots: Vec<_> = (0..self.jobs(files))
+                .map(|number| {
+                    let queue = &queue;
+                    scope.spawn(move || self.serve_natively(number, queue))
+                })
+                .collect();
+            let mut natives = BTreeMap::new();
+            for slot in slots {
+                natives.extend(slot.join().expect("a slot does not panic")?);
+            }
+            Ok(natives)
+        })
+    }
+
+    fn serve_natively(&self, number: usize, queue: &Queue) -> Result<Vec<(String, FileRun)>> {
+        let slot = Slot::new(self, number)?;
+        let mut runs = Vec::new();
+        while !interrupt::requested() {
+            let Some(file) = take(queue) else { break };
+            let run = slot.native(&file)?;
+            runs.push((file, run));
+        }
+        Ok(runs)
+    }
+
+    fn jobs(&self, files: &[String]) -> usize {
+        self.jobs.clamp(1, files.len().max(1))
+    }
+
+    fn run_all(
+        &self,
+        files: Vec<String>,
+        natives: &BTreeMap<String, FileRun>,
+        progress: &mut Progress,
+    ) -> Result<(Vec<FileResult>, Vec<String>)> {
+        let jobs = self.jobs(&files);
         let queue = Mutex::new(VecDeque::from(files));
         let (sender, receiver) = mpsc::channel();
         std::thread::scope(|scope| {
             let slots: Vec<_> = (0..jobs)
                 .map(|number| {
                     let (queue, sender) = (&queue, sender.clone());
-                    scope.spawn(move || self.serve_queue(number, queue, &sender))
+                    scope.spawn(move || self.serve_queue(number, queue, natives, &sender))
                 })
                 .collect();
             drop(sender);
@@ -141,14 +199,19 @@ impl Plan {
     fn serve_queue(
         &self,
         number: usize,
-        queue: &Mutex<VecDeque<String>>,
+        queue: &Queue,
+        natives: &BTreeMap<String, FileRun>,
         results: &mpsc::Sender<FileResult>,
     ) -> Result<Vec<String>> {
         let mut slot = Slot::new(self, number)?;
         while !interrupt::requested() {
-            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some(file) = next else { break };
-            let result = slot.run(&file, self.native)?;
+            let Some(file) = take(queue) else { break };
+            let known = match self.native {
+                Native::Beside => None,
+                Native::Cached => self.baseline.load(&file),
+                Native::Before => natives.get(&file).cloned(),
+            };
+            let result = slot.run(&file, known)?;
             // A file that was cut off by the interrupt has no result.
             if interrupt::requested() || results.send(result).is_err() {
                 break;
@@ -171,7 +234,7 @@ impl Plan {
             if interrupt::requested() {
                 break;
             }
-            let again = slot.run(&results[index].file, Native::Beside)?;
+            let again = slot.run(&results[index].file, None)?;
             if !interrupt::requested() {
                 results[index].again(again);
                 progress.again(&results[index]);

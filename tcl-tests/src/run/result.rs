@@ -86,7 +86,21 @@ pub struct RunResult {
     /// Of the mounts as a whole, such as one that did not stop.
     pub findings: Vec<String>,
     pub wall: Duration,
+    pub walls: Option<Walls>,
     pub interrupted: bool,
+}
+
+/// Wall time of all files natively and of all files on the mount, each alone on the machine.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Walls {
+    pub native_seconds: f64,
+    pub mount_seconds: f64,
+}
+
+impl Walls {
+    pub fn ratio(&self) -> f64 {
+        self.mount_seconds / self.native_seconds.max(0.001)
+    }
 }
 
 /// What a run was about and what it found, as it is kept for reports.
@@ -104,6 +118,8 @@ pub struct Summary {
     pub date: String,
     pub machine: String,
     pub wall_seconds: f64,
+    #[serde(default)]
+    pub walls: Option<Walls>,
     pub interrupted: bool,
     pub findings: Vec<String>,
     /// What the ratchet objects to; empty means success.

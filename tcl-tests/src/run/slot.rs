@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{Databases, FileResult, Layout, Native, Plan};
+use super::{Databases, FileResult, Layout, Plan};
 use crate::execution::{FileRun, Outcome, Place};
 use crate::mount::{Litefs, Mount, Spec};
 use crate::replica::{Checked, Checker};
@@ -48,8 +48,12 @@ impl<'a> Slot<'a> {
         })
     }
 
-    pub(super) fn run(&mut self, file: &str, native: Native) -> Result<FileResult> {
-        let native = self.native(file, native)?;
+    /// Runs the file on the mount, and natively too unless that result is known.
+    pub(super) fn run(&mut self, file: &str, known: Option<FileRun>) -> Result<FileResult> {
+        let native = match known {
+            Some(run) => run,
+            None => self.native(file)?,
+        };
         let limit = self.plan.mount_limit(native.seconds);
         let (mount, databases) = self.mounted(file, limit)?;
         let mut result = FileResult::new(file, native, mount);
@@ -65,12 +69,8 @@ impl<'a> Slot<'a> {
         std::mem::take(&mut self.findings)
     }
 
-    fn native(&self, file: &str, native: Native) -> Result<FileRun> {
-        if native == Native::Cached
-            && let Some(run) = self.plan.baseline.load(file)
-        {
-            return Ok(run);
-        }
+    /// Runs the file natively, and keeps the result for runs that take it from the cache.
+    pub(super) fn native(&self, file: &str) -> Result<FileRun> {
         let directory = self.below(self.home.join(NATIVE), file);
         let place = self.place(directory, "native");
         let bench = &self.plan.bench;
