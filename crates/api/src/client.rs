@@ -1,7 +1,8 @@
 //! Client of one node.
 //!
 //! Speaks HTTP/2 with prior knowledge over plain TCP, for `https` URLs too, as LiteFS does between nodes. Ignores proxy
-//! variables of the environment: nodes are neighbours. Every call has a time-out; endless answers have one per read.
+//! variables of the environment: nodes are neighbours. Every call has a time-out; endless answers have one per read. A
+//! connection lost between two calls is nobody's failure.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -169,8 +170,7 @@ impl Client {
 
     /// Sends a request and turns an error status into an error with the node's text.
     pub async fn send(&self, operation: &'static str, request: RequestBuilder) -> Result<Response, Error> {
-        let response = request
-            .send()
+        let response = deliver(request)
             .await
             .map_err(|source| self.transport(operation, source))?;
         let status = response.status();
@@ -224,6 +224,23 @@ impl Client {
                 }
             }
         }))
+    }
+}
+
+/// Sends a request. One that changes nothing is sent once more, on a new connection, if the connection was lost: a node ends
+/// a connection whose other end is silent, and a client that was stopped or suspended learns of it only by using it.
+async fn deliver(request: RequestBuilder) -> Result<Response, reqwest::Error> {
+    let (http, request) = request.build_split();
+    let request = request?;
+    let again = match *request.method() {
+        Method::GET | Method::HEAD => request.try_clone(),
+        _ => None,
+    };
+    match (http.execute(request).await, again) {
+        (Err(error), Some(again)) if error.is_request() && !error.is_timeout() && !error.is_connect() => {
+            http.execute(again).await
+        }
+        (result, _) => result,
     }
 }
 

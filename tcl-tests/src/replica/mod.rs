@@ -53,7 +53,9 @@ pub struct Checked {
 impl Checker {
     /// `home` is the primary's directory: copies go there, and its data is in `data`.
     pub fn new(primary: &str, replica: &str, litefs: PathBuf, home: PathBuf) -> Result<Checker> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
+        // A thread of its own answers the nodes' pings while a file runs; nodes give up silent connections.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
             .enable_all()
             .build()
             .context("tokio")?;
