@@ -112,6 +112,11 @@ impl<'a, 'log> Draft<'a, 'log> {
             .filter(move |pgno| *pgno != lock_page)
     }
 
+    /// About how many they are.
+    pub(crate) fn grown_count(&self) -> u32 {
+        self.header.commit.saturating_sub(self.old_commit)
+    }
+
     /// Whether the page can be part of the transaction.
     pub(crate) fn wants(&self, pgno: Pgno) -> bool {
         pgno.get() <= self.header.commit && pgno != self.header.page_size.lock_page()
@@ -119,7 +124,11 @@ impl<'a, 'log> Draft<'a, 'log> {
 
     /// Takes the page in if it changed. Pages come in ascending order.
     pub(crate) fn page(&mut self, state: &State, pgno: Pgno, data: &[u8]) -> Result<()> {
-        let new = ltx::page_checksum(pgno, data);
+        self.known_page(state, pgno, data, ltx::page_checksum(pgno, data))
+    }
+
+    /// As [`Draft::page`], for a page whose checksum is known.
+    pub(crate) fn known_page(&mut self, state: &State, pgno: Pgno, data: &[u8], new: Checksum) -> Result<()> {
         let old = if self.replaces {
             None
         } else {

@@ -11,19 +11,21 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ltx::{Checksum, Decoder, Encoder, Header, Pos, Txid};
+use ltx::{Checksum, Decoder, Encoder, Header, Pos, Txid, ZeroPages};
 use parking_lot::Mutex;
 use sqlite_format::{PageSize, Pgno};
 
 use crate::database::Database;
 use crate::database::backing::read_full;
+use crate::database::scan::{Scan, Scanned, is_zero};
 use crate::error::{Error, Result};
 use crate::name::Side;
 use crate::originals;
 use crate::shared::Shared;
 
-/// Pages copied in one turn of the mutex.
+/// Pages copied in one turn of the mutex, and pages found to be holes.
 const TURN: u32 = 64;
+const TURN_HOLES: u32 = 1 << 16;
 /// How long pages may stay in the middle of transactions.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long they may before the table is doubted.
@@ -51,6 +53,7 @@ struct Copy<'a> {
     page_size: PageSize,
     /// Checksum of every page as it was copied.
     sums: Vec<u64>,
+    zeros: ZeroPages,
     /// Everything committed up to here is in the copy.
     pos: Pos,
 }
@@ -93,6 +96,7 @@ impl Database {
                 spool,
                 page_size,
                 sums: Vec::new(),
+                zeros: ZeroPages::new(page_size),
                 pos,
             };
             copy.copy_all(commit)?;
@@ -118,37 +122,59 @@ impl Database {
 
 impl Copy<'_> {
     fn copy_all(&mut self, commit: u32) -> Result<()> {
-        for first in (1..=commit).step_by(TURN as usize) {
-            let last = commit.min(first.saturating_add(TURN - 1));
-            self.copy_pages((first..=last).filter_map(Pgno::new))?;
-        }
-        Ok(())
+        self.sums.resize(commit as usize, 0);
+        self.copy_pages(Pgno::up_to(commit))
     }
 
     fn copy_pages(&mut self, pages: impl Iterator<Item = Pgno>) -> Result<()> {
-        let mut page = vec![0; self.page_size.bytes()];
-        let mut state = self.db.state.lock();
-        for pgno in pages {
-            if state.page_size() != Some(self.page_size) {
-                // Another page size: the caller starts over.
-                return Ok(());
-            }
-            state.read_page(pgno, self.page_size, &mut page)?;
-            self.put(pgno, &page)?;
-        }
+        let mut pages = pages.peekable();
+        let mut scan = Scan::new(&mut self.db.state.lock(), self.page_size, self.sums.len() as u32)?;
+        while pages.peek().is_some() && self.copy_turn(&mut scan, &mut pages)? {}
         Ok(())
     }
 
-    fn put(&mut self, pgno: Pgno, page: &[u8]) -> Result<()> {
+    /// Copies the next pages in one turn of the mutex: a number of them, and as many as cost nothing because they are holes.
+    /// `false` if the database has another page size: the caller starts over.
+    fn copy_turn(&mut self, scan: &mut Scan, pages: &mut impl Iterator<Item = Pgno>) -> Result<bool> {
+        let mut state = self.db.state.lock();
+        if state.page_size() != Some(self.page_size) {
+            return Ok(false);
+        }
+        scan.begin_turn(&mut state)?;
+        let (mut copied, mut holes) = (0, 0);
+        while copied < TURN && holes < TURN_HOLES {
+            let Some(pgno) = pages.next() else { break };
+            let page = scan.page(&mut state, pgno)?;
+            match page.is_zero && self.is_blank(pgno) {
+                true => holes += 1,
+                false => copied += 1,
+            }
+            self.put(pgno, page)?;
+        }
+        Ok(true)
+    }
+
+    /// Nothing was written to the copy there: it reads as zeros.
+    fn is_blank(&self, pgno: Pgno) -> bool {
+        let sum = self.sums.get(pgno.get() as usize - 1).copied().unwrap_or(0);
+        sum == 0 || sum == self.zeros.checksum(pgno).get()
+    }
+
+    fn put(&mut self, pgno: Pgno, page: Scanned<'_>) -> Result<()> {
         let at = pgno.get() as usize - 1;
         if self.sums.len() <= at {
             self.sums.resize(at + 1, 0);
         }
+        let blank = page.is_zero && self.is_blank(pgno);
         self.sums[at] = if pgno == self.page_size.lock_page() {
             0
         } else {
-            ltx::page_checksum(pgno, page).get()
+            page.checksum.get()
         };
+        if blank {
+            return Ok(());
+        }
+        let page = page.data;
         let offset = pgno.offset(self.page_size);
         self.spool
             .write_all_at(page, offset)
@@ -265,7 +291,12 @@ impl Copy<'_> {
             }
             let mut decoder = Decoder::new(record.reader())?;
             while let Some(pgno) = decoder.next_page(&mut page)? {
-                self.put(pgno, &page)?;
+                let page = Scanned {
+                    data: &page,
+                    checksum: ltx::page_checksum(pgno, &page),
+                    is_zero: is_zero(&page),
+                };
+                self.put(pgno, page)?;
             }
             next = record.info.max.next().unwrap_or(Txid::MAX);
         }

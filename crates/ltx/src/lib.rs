@@ -25,6 +25,7 @@ mod pos;
 mod sequence;
 mod txid;
 mod verify;
+mod zeros;
 
 pub use checksum::{Checksum, page_checksum};
 pub use compact::{CompactOptions, compact};
@@ -37,5 +38,6 @@ pub use name::{file_name, parse_file_name};
 pub use pos::Pos;
 pub use txid::Txid;
 pub use verify::{Summary, verify};
+pub use zeros::ZeroPages;
 
 pub use sqlite_format::{PageSize, Pgno};

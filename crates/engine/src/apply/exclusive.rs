@@ -125,7 +125,11 @@ impl Database {
         let file = state.backing.get_or_create(Side::Database)?;
         let path = state.backing.path(Side::Database).to_owned();
         let mut changes: Vec<(Pgno, Checksum)> = Vec::new();
-        while let Some(page) = pages.next(&state)? {
+        while let Some(page) = pages.next(&mut state)? {
+            if page.is_there {
+                changes.push((page.pgno, page.checksum));
+                continue;
+            }
             file.write_all_at(&page.data, page.pgno.offset(page_size))
                 .map_err(Error::io("database.write", &path))?;
             changes.push((page.pgno, page.checksum));

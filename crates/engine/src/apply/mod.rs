@@ -352,9 +352,9 @@ impl State {
     }
 
     /// The rolling checksum once these pages are written and the database has `commit` pages.
-    fn rolling_after(&self, pages: &[(Pgno, Checksum)], commit: u32) -> Checksum {
+    fn rolling_after<'a>(&self, pages: impl Iterator<Item = &'a (Pgno, Checksum)>, commit: u32) -> Checksum {
         let mut rolling = self.table.rolling();
-        for (pgno, new) in pages.iter().filter(|(pgno, _)| pgno.get() <= commit) {
+        for (pgno, new) in pages.filter(|(pgno, _)| pgno.get() <= commit) {
             rolling = match self.table.get(*pgno) {
                 Some(old) => rolling.replace(old, *new),
                 None => rolling.xor(*new),

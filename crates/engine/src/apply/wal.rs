@@ -112,6 +112,14 @@ pub(super) struct Appended {
     pub(super) first: u32,
     pub(super) pages: Vec<(Pgno, Checksum)>,
     pub(super) end: WalPosition,
+    /// Pages that the database grew by and that need no frame: readers find their zeros in the main file.
+    unwritten: Vec<(Pgno, Checksum)>,
+}
+
+impl Appended {
+    fn changes(&self) -> impl Iterator<Item = &(Pgno, Checksum)> {
+        self.pages.iter().chain(&self.unwritten)
+    }
 }
 
 impl Database {
@@ -121,7 +129,7 @@ impl Database {
         let index = self.find_end(&writer, &*kernel)?;
         let appended = self.append_frames(record, &*kernel)?;
         let mut state = self.state.lock();
-        let rolling = state.rolling_after(&appended.pages, record.info.commit);
+        let rolling = state.rolling_after(appended.changes(), record.info.commit);
         if rolling != record.info.post {
             // Readers go on with what they have.
             return Err(self.mismatch(&mut state, record, rolling));
@@ -137,7 +145,7 @@ impl Database {
             false => self.publish_frames(&mut state, &*kernel, index, &appended, record.info.commit)?,
         };
         state.table.truncate(record.info.commit);
-        for (pgno, checksum) in &appended.pages {
+        for (pgno, checksum) in appended.changes() {
             state.table.set(*pgno, *checksum);
         }
         state.applied(record);
@@ -253,7 +261,8 @@ impl Database {
         let wal = state.backing.get_or_create(Side::Wal)?;
         let path = state.backing.path(Side::Wal).to_owned();
         let mut pages = ChangedPages::new(record)?;
-        let mut next = pages.next(&state)?;
+        let mut unwritten = Vec::new();
+        let mut next = next_frame(&mut pages, &mut state, &mut unwritten)?;
         if next.is_none() {
             // Only the size changes, or nothing that is not there already: a frame must carry it, page 1 as it is.
             next = Some(first_page(&mut state, header.page_size)?);
@@ -262,6 +271,7 @@ impl Database {
             first: at.frames + 1,
             pages: Vec::new(),
             end: at,
+            unwritten: Vec::new(),
         };
         let mut gathered = Gathered::new(frame_offset(at.frames + 1, header.page_size));
         if at.frames == 0 {
@@ -270,7 +280,7 @@ impl Database {
         }
         let mut chain = at.checksum;
         while let Some(page) = next {
-            next = pages.next(&state)?;
+            next = next_frame(&mut pages, &mut state, &mut unwritten)?;
             let commit = if next.is_none() { record.info.commit } else { 0 };
             let frame = FrameHeader::seal(&header, &mut chain, page.pgno, commit, &page.data);
             gathered.bytes.extend_from_slice(&frame.encode());
@@ -290,8 +300,53 @@ impl Database {
                 });
             }
         }
+        if let Some((last, _)) = unwritten.last() {
+            self.lengthen(&mut state, kernel, header.page_size, *last)?;
+        }
+        appended.unwritten = unwritten;
         Ok(appended)
     }
+
+    /// Makes the main file reach to a page that no frame holds: a checkpoint takes a database for damaged that is longer than
+    /// file and WAL together. To readers it makes no difference.
+    fn lengthen(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        kernel: &dyn Kernel,
+        page_size: PageSize,
+        last: Pgno,
+    ) -> Result<()> {
+        let (old, new) = (
+            state.backing.len(Side::Database)?,
+            page_size.file_size(last.get()),
+        );
+        if old >= new {
+            return Ok(());
+        }
+        let file = state.backing.get_or_create(Side::Database)?;
+        file.set_len(new)
+            .map_err(Error::io("database.truncate", state.backing.path(Side::Database)))?;
+        MutexGuard::unlocked(state, || {
+            kernel.invalidate(&self.name, Side::Database, Some((old, new - old)));
+        });
+        Ok(())
+    }
+}
+
+/// The next page that needs a frame. Pages that the database grows by, that no frame holds and where the main file has a hole
+/// need none, and there may be gigabytes of them.
+fn next_frame(
+    pages: &mut ChangedPages,
+    state: &mut State,
+    unwritten: &mut Vec<(Pgno, Checksum)>,
+) -> Result<Option<ChangedPage>> {
+    while let Some(page) = pages.next(state)? {
+        if !page.is_there || page.pgno.get() <= state.commit || state.wal.holds(page.pgno) {
+            return Ok(Some(page));
+        }
+        unwritten.push((page.pgno, page.checksum));
+    }
+    Ok(None)
 }
 
 fn first_page(state: &mut State, page_size: PageSize) -> Result<ChangedPage> {
@@ -302,6 +357,7 @@ fn first_page(state: &mut State, page_size: PageSize) -> Result<ChangedPage> {
         pgno: Pgno::FIRST,
         checksum,
         data,
+        is_there: false,
     })
 }
 

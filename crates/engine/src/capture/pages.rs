@@ -13,6 +13,7 @@ use super::wal::Until;
 use crate::commit::{Draft, Source};
 use crate::database::Database;
 use crate::database::backing::Content;
+use crate::database::scan::Scan;
 use crate::database::scratch::Dirty;
 use crate::database::state::State;
 use crate::error::Result;
@@ -95,8 +96,6 @@ impl Database {
             counted.unwrap_or(file_pages)
         };
         let mut draft = Draft::new(self, appender, state, page_size, commit, source)?;
-        let mut buf = std::mem::take(&mut state.spare);
-        buf.resize(page_size.bytes(), 0);
         let everything = state.page_size() != Some(page_size) || *state.scratch.dirty() == Dirty::All;
         let candidates: Vec<Pgno> = match state.scratch.dirty() {
             Dirty::Pages(pages) if !everything => {
@@ -108,19 +107,14 @@ impl Database {
             }
             Dirty::Pages(_) | Dirty::All => Pgno::up_to(commit).collect(),
         };
-        let mut outcome = Ok(());
+        let mut scan = Scan::new(state, page_size, candidates.len() as u32)?;
         for pgno in candidates {
-            if draft.wants(pgno) {
-                outcome = state
-                    .read_page(pgno, page_size, &mut buf)
-                    .and_then(|()| draft.page(state, pgno, &buf));
+            if !draft.wants(pgno) {
+                continue;
             }
-            if outcome.is_err() {
-                break;
-            }
+            let page = scan.page(state, pgno)?;
+            draft.known_page(state, pgno, page.data, page.checksum)?;
         }
-        state.spare = buf;
-        outcome?;
         draft.finish(state)?;
         Ok(())
     }
@@ -134,13 +128,12 @@ impl Database {
             Dirty::Pages(pages) => pages.iter().copied().collect(),
             Dirty::All => (1..=state.commit).collect(),
         };
-        let mut page = vec![0; page_size.bytes()];
+        let mut scan = Scan::new(state, page_size, pages.len() as u32)?;
         for pgno in pages.into_iter().filter_map(Pgno::new) {
             if pgno.get() > state.commit || pgno == page_size.lock_page() {
                 continue;
             }
-            state.read_page(pgno, page_size, &mut page)?;
-            if !state.is_current(pgno, &page) {
+            if state.table.get(pgno) != Some(scan.page(state, pgno)?.checksum) {
                 return Ok(Some(pgno));
             }
         }

@@ -20,6 +20,7 @@ use ltx::WalRange;
 use crate::apply::IndexImage;
 use crate::commit::{Draft, Source};
 use crate::database::backing::read_full;
+use crate::database::scan::Scan;
 use crate::database::scratch::Cursor;
 use crate::database::{Database, state::State};
 use crate::error::{Error, Result};
@@ -437,11 +438,21 @@ fn draft_group(
     spare: &mut [u8],
 ) -> Result<()> {
     let page_size = draft.page_size();
+    let count = draft.grown_count();
     let mut grown = draft.grown().peekable();
+    // Usually the transaction wrote all pages that it added.
+    let mut scan = None;
+    let mut unwritten = |state: &mut State, draft: &mut Draft<'_, '_>, pgno| {
+        let scan = match &mut scan {
+            Some(scan) => scan,
+            None => scan.insert(Scan::new(state, page_size, count)?),
+        };
+        let page = scan.page(state, pgno)?;
+        draft.known_page(state, pgno, page.data, page.checksum)
+    };
     for (pgno, frame) in written {
         while let Some(hole) = grown.next_if(|hole| hole < pgno) {
-            state.read_page(hole, page_size, spare)?;
-            draft.page(state, hole, spare)?;
+            unwritten(state, draft, hole)?;
         }
         grown.next_if(|hole| hole == pgno);
         if draft.wants(*pgno) {
@@ -451,11 +462,7 @@ fn draft_group(
             draft.page(state, *pgno, page)?;
         }
     }
-    for hole in grown {
-        state.read_page(hole, page_size, spare)?;
-        draft.page(state, hole, spare)?;
-    }
-    Ok(())
+    grown.try_for_each(|hole| unwritten(state, draft, hole))
 }
 
 enum Committed {

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
+use ltx::ZeroPages;
 use sqlite_format::Pgno;
 use sqlite_format::journal::{HEADER_SIZE as JOURNAL_HEADER_SIZE, JournalHeader};
 use sqlite_format::wal::{FRAME_HEADER_SIZE, FrameHeader, WAL_HEADER_SIZE, WalHeader, frame_size};
@@ -460,15 +461,21 @@ fn preserves_content(state: &State, offset: u64, data: &[u8]) -> bool {
 }
 
 /// A file of that size has every page that readers may look for in it. The end of a checkpoint may come late: by then
-/// the database has another size, and the pages it grew by are in the WAL.
+/// the database has another size, and the pages it grew by are in the WAL or hold zeros.
 fn keeps_pages(state: &State, size: u64) -> bool {
     let Some(page_size) = state.page_size() else {
         return false;
     };
     let bytes = u64::from(page_size.get());
     let pages = u32::try_from(size / bytes).unwrap_or(u32::MAX);
-    let mut missing = (pages.saturating_add(1)..=state.commit).filter_map(Pgno::new);
-    size.is_multiple_of(bytes) && missing.all(|pgno| state.wal.holds(pgno) || pgno == page_size.lock_page())
+    let mut missing = (pages.saturating_add(1)..=state.commit)
+        .filter_map(Pgno::new)
+        .filter(|pgno| *pgno != page_size.lock_page() && !state.wal.holds(*pgno))
+        .peekable();
+    // Behind the end of the file readers find zeros.
+    let zeros = missing.peek().map(|_| ZeroPages::new(page_size));
+    let is_zero = |pgno| state.table.get(pgno) == zeros.as_ref().map(|zeros| zeros.checksum(pgno));
+    size.is_multiple_of(bytes) && missing.all(is_zero)
 }
 
 /// Nonce of the rollback journal, 0 if there is none that counts.

@@ -14,6 +14,7 @@ pub(crate) mod edge;
 mod open;
 mod open_wal;
 mod role;
+pub(crate) mod scan;
 pub(crate) mod scratch;
 pub(crate) mod settle;
 pub(crate) mod state;

@@ -20,6 +20,7 @@ use sqlite_format::{PageSize, Pgno};
 
 use super::aside::Aside;
 use super::backing::Backing;
+use super::scan::Scan;
 use super::scratch::{Left, Scratch};
 use super::state::State;
 use super::{Database, DatabaseMetrics};
@@ -232,10 +233,10 @@ impl Database {
         if let Some(file) = state.backing.get(Side::Wal)? {
             self.map_wal(state, &file, None)?;
         }
-        let mut page = vec![0; page_size.bytes()];
+        let mut scan = Scan::new(state, page_size, tail.commit)?;
         for pgno in Pgno::up_to(tail.commit).filter(|pgno| *pgno != page_size.lock_page()) {
-            state.read_page(pgno, page_size, &mut page)?;
-            state.table.set(pgno, ltx::page_checksum(pgno, &page));
+            let checksum = scan.page(state, pgno)?.checksum;
+            state.table.set(pgno, checksum);
         }
         if state.table.rolling() != tail.post {
             let reason = format!(
