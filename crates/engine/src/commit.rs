@@ -137,6 +137,10 @@ impl<'a, 'log> Draft<'a, 'log> {
         if old == Some(new) {
             return Ok(());
         }
+        #[cfg(feature = "canary")]
+        if crate::canary::strikes(crate::canary::Fault::LosePage) {
+            return Ok(());
+        }
         self.begin()?.page(pgno, data)?;
         self.rolling = match old {
             Some(old) => self.rolling.replace(old, new),

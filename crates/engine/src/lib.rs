@@ -5,6 +5,8 @@
 //! one position). [`Database`] joins them; [`Store`] holds all databases of a data directory.
 
 mod apply;
+#[cfg(feature = "canary")]
+pub mod canary;
 mod capture;
 pub mod checksums;
 mod commit;

@@ -203,6 +203,12 @@ impl Edge {
         let Handle::File(open) = &*handle else {
             return Err(Errno::EBADF);
         };
+        #[cfg(feature = "canary")]
+        if let Some((_, side)) = self.route(&open.node)
+            && canary_drops(side)
+        {
+            return Ok(());
+        }
         match self.route(&open.node) {
             Some((database, Side::Database)) => {
                 open.wrote.store(true, Ordering::Relaxed);
@@ -361,6 +367,8 @@ impl Edge {
             }
         };
         match self.route(node) {
+            #[cfg(feature = "canary")]
+            Some((_, Side::Database)) if engine::canary::strikes(engine::canary::Fault::LoseTruncate) => {}
             Some((database, Side::Database)) => {
                 database
                     .truncate_database(file, size)
@@ -390,6 +398,16 @@ fn open_backing_file(node: &Node, write: bool) -> Answer<File> {
     match backing::reopen(node.fd(), OFlag::O_RDWR) {
         Err(Os::EACCES) => Ok(backing::reopen(node.fd(), OFlag::O_WRONLY)?),
         opened => Ok(opened?),
+    }
+}
+
+#[cfg(feature = "canary")]
+fn canary_drops(side: Side) -> bool {
+    use engine::canary::{Fault, strikes};
+    match side {
+        Side::Database => strikes(Fault::DropWrite),
+        Side::Wal => strikes(Fault::DropWalWrite),
+        Side::Shm | Side::Journal => false,
     }
 }
 

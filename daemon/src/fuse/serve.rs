@@ -92,12 +92,50 @@ impl Filesystem for Serve {
             // The argument is at most the kernel's limit of 2.
             let _ = config.set_max_stack_depth(self.edge.stack_depth);
         }
+        #[cfg(feature = "canary")]
+        if engine::canary::lasts(engine::canary::Fault::GrantLocks) {
+            wanted |= InitFlags::FUSE_POSIX_LOCKS;
+        }
         if let Err(missing) = config.add_capabilities(wanted) {
             tracing::info!(?missing, "this kernel lacks some FUSE capabilities");
             let _ = config.add_capabilities(wanted & !missing);
         }
         let _ = config.set_max_write(MAX_WRITE);
         Ok(())
+    }
+
+    /// Only asked when a canary wants to answer wrongly: nobody ever holds a lock.
+    #[cfg(feature = "canary")]
+    fn setlk(
+        &self,
+        _request: &Request,
+        _id: INodeNo,
+        _handle: FileHandle,
+        _owner: LockOwner,
+        _start: u64,
+        _end: u64,
+        _kind: i32,
+        _pid: u32,
+        _sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+    }
+
+    #[cfg(feature = "canary")]
+    fn getlk(
+        &self,
+        _request: &Request,
+        _id: INodeNo,
+        _handle: FileHandle,
+        _owner: LockOwner,
+        _start: u64,
+        _end: u64,
+        _kind: i32,
+        _pid: u32,
+        reply: fuser::ReplyLock,
+    ) {
+        reply.locked(0, 0, i32::from(libc::F_UNLCK as i16), 0);
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

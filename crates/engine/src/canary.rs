@@ -1,0 +1,68 @@
+//! Faults on purpose, for canaries: builds that do one thing wrong, so that a test can show that it would notice.
+//!
+//! Only with the feature `canary`, which no shipped program has. `LITEFS_CANARY=<fault>:<n>` lets the first n - 1 operations of
+//! its kind pass and makes the n-th go wrong, once; without the variable everything is right. Called by the steps that it breaks.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const VARIABLE: &str = "LITEFS_CANARY";
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A write to a main file is acknowledged and not done.
+    DropWrite,
+    /// A write to a WAL; only where they are intercepted.
+    DropWalWrite,
+    /// A truncation of a main file is acknowledged and not done.
+    LoseTruncate,
+    /// Every lock is granted, whoever holds it, always.
+    GrantLocks,
+    /// A page that changed is left out of its transaction.
+    LosePage,
+}
+
+struct Armed {
+    fault: Fault,
+    left: AtomicU64,
+}
+
+fn armed() -> Option<&'static Armed> {
+    static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
+    let armed = ARMED.get_or_init(|| {
+        let text = std::env::var(VARIABLE).ok()?;
+        let (name, nth) = text.split_once(':').unwrap_or((&text, "1"));
+        let fault = match name {
+            "drop-write" => Fault::DropWrite,
+            "drop-wal-write" => Fault::DropWalWrite,
+            "lose-truncate" => Fault::LoseTruncate,
+            "grant-locks" => Fault::GrantLocks,
+            "lose-page" => Fault::LosePage,
+            other => panic!("{VARIABLE}: unknown fault {other}"),
+        };
+        let nth = nth
+            .parse()
+            .unwrap_or_else(|_| panic!("{VARIABLE}: not a number: {nth}"));
+        Some(Armed {
+            fault,
+            left: AtomicU64::new(nth),
+        })
+    });
+    armed.as_ref()
+}
+
+/// Whether this operation is the one that goes wrong.
+pub fn strikes(fault: Fault) -> bool {
+    let struck =
+        armed().is_some_and(|armed| armed.fault == fault && armed.left.fetch_sub(1, Ordering::SeqCst) == 1);
+    if struck {
+        tracing::warn!(?fault, "canary");
+    }
+    struck
+}
+
+/// Whether the fault is asked for, for one that lasts.
+pub fn lasts(fault: Fault) -> bool {
+    armed().is_some_and(|armed| armed.fault == fault)
+}

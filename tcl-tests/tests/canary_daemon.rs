@@ -1,0 +1,110 @@
+//! As `canaries`, with the daemon itself: a build of it that does one thing wrong at the kernel edge or in the engine, in both
+//! modes. Each fault has to make a run fail, and none without.
+//!
+//! On request: `cargo test -p litefs-tcl --test canary_daemon -- --ignored`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// The daemon with faults. The features of the whole workspace, so that dependencies are those of its tests.
+fn daemon() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "-q", "--workspace", "--bin", "litefs-canary"])
+            .args(["--features", "litefs/canary"])
+            .status()
+            .expect("cargo runs");
+        assert!(built.success());
+        Path::new(env!("CARGO_BIN_EXE_litefs-tcl")).with_file_name("litefs-canary")
+    })
+}
+
+/// Runs a test file on a fresh mount of a daemon with a fault.
+fn run(fault: &str, mode: &str, file: &str, replica: bool) -> Output {
+    let results = tempfile::tempdir().expect("a directory for results");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_litefs-tcl"));
+    command
+        .args(["run", file, "--jobs", "1", "--mode", mode, "--litefs"])
+        .arg(daemon())
+        .arg("--results")
+        .arg(results.path());
+    if replica {
+        command.arg("--replica");
+    }
+    if !fault.is_empty() {
+        command.env("LITEFS_CANARY", fault);
+    }
+    command.output().expect("the runner runs")
+}
+
+fn text(output: &Output) -> String {
+    let parts = [&output.stdout, &output.stderr];
+    parts
+        .map(|part| String::from_utf8_lossy(part).into_owned())
+        .concat()
+}
+
+/// In both modes; `what` is how the run tells.
+fn noticed(fault: &str, file: &str, replica: bool, what: &str) {
+    for mode in ["passthrough", "intercepted"] {
+        let output = run(fault, mode, file, replica);
+        let text = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{fault}, {mode}: {text}");
+        assert!(
+            text.contains("DIFFERS") && text.contains(what),
+            "{fault}, {mode}: {text}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs root, /dev/fuse and a built testfixture"]
+fn without_a_fault_the_same_files_equal_native() {
+    for mode in ["passthrough", "intercepted"] {
+        for file in [
+            "index.test",
+            "vacuum.test",
+            "lock2.test",
+            "select2.test",
+            "wal2.test",
+        ] {
+            let output = run("", mode, file, true);
+            assert_eq!(output.status.code(), Some(0), "{file}, {mode}: {}", text(&output));
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root, /dev/fuse and a built testfixture"]
+fn a_dropped_write_is_noticed() {
+    noticed("drop-write:3", "index.test", false, "");
+}
+
+/// Where the kernel serves the WAL, no write of it comes by that could be dropped.
+#[test]
+#[ignore = "needs root, /dev/fuse and a built testfixture"]
+fn a_dropped_write_of_the_wal_is_noticed() {
+    let output = run("drop-wal-write:30", "intercepted", "wal.test", false);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+}
+
+#[test]
+#[ignore = "needs root, /dev/fuse and a built testfixture"]
+fn a_lost_truncation_is_noticed() {
+    noticed("lose-truncate:1", "vacuum.test", false, "");
+}
+
+#[test]
+#[ignore = "needs root, /dev/fuse and a built testfixture"]
+fn a_lock_granted_to_two_is_noticed() {
+    noticed("grant-locks", "lock2.test", false, "");
+}
+
+/// SQLite's tests pass: only the replica and the log lack the page.
+#[test]
+#[ignore = "needs root, /dev/fuse and a built testfixture"]
+fn a_page_missing_in_a_transaction_is_noticed() {
+    noticed("lose-page:800", "select2.test", true, "finding: select2/test.db");
+}
