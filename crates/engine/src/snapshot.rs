@@ -17,7 +17,7 @@ use sqlite_format::{PageSize, Pgno};
 
 use crate::database::Database;
 use crate::database::backing::read_full;
-use crate::database::scan::{Scan, Scanned, is_zero};
+use crate::database::scan::{Scan, Scanned};
 use crate::error::{Error, Result};
 use crate::name::Side;
 use crate::originals;
@@ -250,11 +250,11 @@ impl Copy<'_> {
 
     /// Takes a page that is wanted, if it is what the target says.
     fn take(&mut self, wrong: &mut BTreeSet<Pgno>, target: &Target, pgno: Pgno, page: &[u8]) -> Result<()> {
-        let wanted = target.sums.get(pgno.get() as usize - 1).copied();
-        if wrong.contains(&pgno)
-            && page.len() == self.page_size.bytes()
-            && wanted == Some(ltx::page_checksum(pgno, page).get())
-        {
+        if !wrong.contains(&pgno) || page.len() != self.page_size.bytes() {
+            return Ok(());
+        }
+        let page = Scanned::of(pgno, page);
+        if target.sums.get(pgno.get() as usize - 1) == Some(&page.checksum.get()) {
             self.put(pgno, page)?;
             wrong.remove(&pgno);
         }
@@ -291,12 +291,7 @@ impl Copy<'_> {
             }
             let mut decoder = Decoder::new(record.reader())?;
             while let Some(pgno) = decoder.next_page(&mut page)? {
-                let page = Scanned {
-                    data: &page,
-                    checksum: ltx::page_checksum(pgno, &page),
-                    is_zero: is_zero(&page),
-                };
-                self.put(pgno, page)?;
+                self.put(pgno, Scanned::of(pgno, &page))?;
             }
             next = record.info.max.next().unwrap_or(Txid::MAX);
         }

@@ -37,6 +37,17 @@ pub(crate) struct Scanned<'a> {
     pub(crate) is_zero: bool,
 }
 
+impl<'a> Scanned<'a> {
+    /// A page from elsewhere.
+    pub(crate) fn of(pgno: Pgno, data: &'a [u8]) -> Scanned<'a> {
+        Scanned {
+            data,
+            checksum: ltx::page_checksum(pgno, data),
+            is_zero: is_zero(data),
+        }
+    }
+}
+
 impl Scan {
     /// A pass over about `pages` pages.
     pub(crate) fn new(state: &mut State, page_size: PageSize, pages: u32) -> Result<Scan> {
