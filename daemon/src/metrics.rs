@@ -51,6 +51,7 @@ metrics_table! {
     DB_COMMIT_COUNT = "litefs_db_commit_count", Counter, ["db"], Count, "The same as litefs_commit_total, under LiteFS's name.";
     DB_LTX_COUNT = "litefs_db_ltx_count", Gauge, ["db"], Count, "Transactions that the database's log holds.";
     DB_LTX_BYTES = "litefs_db_ltx_bytes", Gauge, ["db"], Bytes, "Size of the database's log.";
+    DB_CLOSED = "litefs_db_closed", Gauge, ["db"], Count, "1 while a failure of the disk keeps the database from being written, until the daemon starts again.";
     DB_LAG_SECONDS = "litefs_db_lag_seconds", Gauge, ["db"], Seconds, "Age of the database's newest transaction when it was received; 0 after a commit of this node.";
     HTTP_STREAM_COUNT = "litefs_http_stream_count", Gauge, [], Count, "Replicas that are connected.";
     HTTP_FRAME_SEND_COUNT = "litefs_http_frame_send_count", Counter, ["db", "type"], Count, "Transactions (type ltx) and snapshots (type ltx:snapshot) sent to replicas.";

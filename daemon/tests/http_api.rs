@@ -37,6 +37,7 @@ async fn start(lease: impl Lease + 'static, candidate: bool) -> Node {
         candidate,
         hostname: "one".to_string(),
         advertise_url: if candidate { url.clone() } else { String::new() },
+        demote_delay: Duration::ZERO,
         reconnect_delay: Duration::from_millis(100),
     };
     let options = ServiceOptions {

@@ -227,19 +227,10 @@ impl Database {
             return Err(error.into());
         }
         if self.shared.options.durability == Durability::Commit {
-            self.sync_log(state)?;
+            self.log.sync()?;
         }
         state.set_cursor();
         self.publish(state);
         Ok(())
-    }
-
-    /// Makes the log durable. If that fails, what is in it is unknown, and so is what a commit would add to.
-    pub(crate) fn sync_log(&self, state: &mut State) -> Result<()> {
-        self.log.sync().map_err(|error| {
-            let error = Error::from(error);
-            self.poison(state, &error);
-            error
-        })
     }
 }

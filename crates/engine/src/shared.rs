@@ -22,6 +22,8 @@ pub(crate) struct Shared {
     pub(crate) options: StoreOptions,
     pub(crate) events: Events,
     pub(crate) changes: Changes,
+    /// Databases that a failure of the disk closed for writing.
+    pub(crate) failures: Changes,
     pub(crate) settler: Settler,
     pub(crate) checkpointer: Checkpointer,
     pub(crate) role: RwLock<Role>,

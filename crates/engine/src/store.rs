@@ -73,6 +73,7 @@ impl Store {
             options,
             events: Default::default(),
             changes: Default::default(),
+            failures: Default::default(),
             settler: Default::default(),
             checkpointer: Default::default(),
             role: RwLock::new(Role::Replica),
@@ -193,6 +194,18 @@ impl Store {
         self.shared.changes.watch(watcher);
     }
 
+    /// As [`Store::watch`], for databases that a failure of the disk has closed for writing.
+    pub fn watch_failures(&self, watcher: &Watcher) {
+        self.shared.failures.watch(watcher);
+    }
+
+    /// Databases that a failure of the disk has closed for writing, until the process starts again.
+    pub fn closed_databases(&self) -> Vec<DbName> {
+        let databases = self.databases.read();
+        let closed = databases.values().filter(|db| db.is_closed());
+        closed.map(|db| db.name().clone()).collect()
+    }
+
     /// The role of this node.
     pub fn role(&self) -> Role {
         *self.shared.role.read()
@@ -261,6 +274,13 @@ impl Store {
         }
         self.shared.kernel().invalidate_entry(name, Side::Database);
         Ok(())
+    }
+
+    /// Has the kernel forget what it knows of a file, name and content.
+    pub fn forget_side_file(&self, name: &DbName, side: Side) {
+        let kernel = self.shared.kernel();
+        kernel.invalidate(name, side, None);
+        kernel.invalidate_entry(name, side);
     }
 
     /// A file got another name. The old name's database is dropped, the new one's replaced.
@@ -369,6 +389,10 @@ impl Store {
                 Err(error @ Error::Quarantined { .. }) => {
                     tracing::error!(db = %db.name(), %error, "becoming primary without this database");
                 }
+                // It would take no writes anyway, until the daemon starts again.
+                Err(error) if db.is_closed() => {
+                    tracing::error!(db = %db.name(), %error, "becoming primary without this database");
+                }
                 // The database stays behind its log until its clients let go; its records are not lost.
                 Err(error) => return Err(error),
             }
@@ -379,7 +403,7 @@ impl Store {
             let _turns: Vec<_> = databases.iter().map(|db| db.backlog.receiving.lock()).collect();
             if let Some(db) = databases
                 .iter()
-                .find(|db| !db.is_caught_up() && !db.is_suspended())
+                .find(|db| !db.is_caught_up() && !db.is_suspended() && !db.is_closed())
             {
                 return Err(db.busy("records that arrived at the last moment"));
             }
@@ -387,8 +411,7 @@ impl Store {
             self.shared.primary.store(true, Ordering::Release);
         }
         for db in databases {
-            db.unfence();
-            self.shared.settler.watch(db.name());
+            db.let_write();
         }
         self.attach_files(&self.shared.files.clone(), &mut Vec::new());
         Ok(())

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::{Client, Node, count, integrity, name, replicate, wait_applied};
 use engine::disk::{Disk, DiskError, DiskFile, Op, OpenMode, OsDisk, Result};
-use engine::{Coherence, Durability, Role, StoreOptions};
+use engine::{Coherence, Durability, Role, StoreOptions, Watcher};
 use ltx::Txid;
 
 /// A disk on which writes to the log fail on command.
@@ -180,6 +180,62 @@ fn a_failed_sync_of_the_log_ends_commits_until_the_next_start() {
         same(&again, &replica);
         assert_eq!(count(&replica.connect()), count(&client));
     }
+}
+
+/// Commits that need no request of the daemon do not go on either, and reading does.
+#[test]
+fn a_failed_sync_fences_the_writers_that_nobody_asks() {
+    let disk = Faulty::default();
+    let primary = primary_on(&disk, Durability::Follow);
+    let told = Arc::new(AtomicI32::new(0));
+    let counted = told.clone();
+    let watcher: Watcher = Arc::new(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+    });
+    primary.store.watch_failures(&watcher);
+    let client = primary.mount();
+    client.exec(
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0; PRAGMA busy_timeout=0; \
+         CREATE TABLE t(x INTEGER PRIMARY KEY, y); INSERT INTO t VALUES(0, 0)",
+    );
+    let before = primary.db().drain().unwrap();
+    disk.sync.store(libc::EIO, Ordering::SeqCst);
+    client.try_exec("PRAGMA wal_checkpoint").unwrap_err();
+    disk.sync.store(0, Ordering::SeqCst);
+    assert_eq!(primary.store.closed_databases(), [name()]);
+    assert_eq!(told.load(Ordering::SeqCst), 1);
+    assert!(primary.db().status().unwrap().quarantine.is_some());
+
+    let mut committed = 1;
+    eventually("the writer is fenced", || {
+        let inserted = client.try_exec("INSERT INTO t(y) VALUES(1)");
+        committed += i64::from(inserted.is_ok());
+        inserted.is_err_and(|error| error.contains("locked"))
+    });
+    let refused = |primary: &Node| {
+        let newcomer = primary.mount();
+        newcomer.exec("PRAGMA busy_timeout=0");
+        for client in [&client, &newcomer] {
+            client.try_exec("INSERT INTO t(y) VALUES(2)").unwrap_err();
+            assert_eq!(count(client), committed);
+        }
+    };
+    refused(&primary);
+    // The node gives its lease away, and may get it back.
+    primary.store.set_role(Role::Replica).unwrap();
+    refused(&primary);
+    primary.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+    refused(&primary);
+    assert_eq!(primary.db().position(), before);
+    client.kill();
+
+    let again = Node::open(primary.kill());
+    again.store.set_role(Role::Primary { epoch: 3 }).unwrap();
+    let client = again.mount();
+    assert_eq!(count(&client), committed);
+    client.exec("INSERT INTO t(y) VALUES(3)");
+    same(&again, &Node::new());
+    assert_eq!(again.store.closed_databases(), []);
 }
 
 /// A rollback-mode transaction under way when the node is demoted cannot be committed there any more.

@@ -379,7 +379,10 @@ impl Edge {
                 }
             }
             Some((database, Side::Wal)) => database.truncate_wal(file, size)?,
-            Some((database, Side::Journal)) => database.truncate_journal(file, size)?,
+            Some((database, Side::Journal)) => database
+                .truncate_journal(file, size)
+                // It may be truncated all the same, and the kernel believes that it is not.
+                .inspect_err(|_| self.store.forget_side_file(database.name(), Side::Journal))?,
             Some((_, Side::Shm)) | None => file.set_len(size)?,
         }
         Ok(())

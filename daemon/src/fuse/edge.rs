@@ -119,15 +119,24 @@ impl Edge {
         }
     }
 
+    /// Whether a failure of the disk has closed the database for writing.
+    fn is_closed(&self, part: Option<&Part>) -> bool {
+        self.database_of(part)
+            .is_some_and(|(database, _)| database.is_closed())
+    }
+
     /// How a handle of this file should exchange data.
     ///
     /// The main file always goes through the page cache: passthrough reads invalidate its attributes, and every SELECT would ask for them.
     /// The wal-index must be the backing file's own pages wherever that is possible. On a replica the WAL and the journal are intercepted so
-    /// that a write can be refused.
+    /// that a write can be refused, and so they are where the disk has failed.
     pub(crate) fn transfer(&self, part: Option<&Part>) -> Transfer {
         match (self.coherence(), part.map(|(_, side)| *side)) {
             (Coherence::Passthrough, Some(Side::Shm)) => Transfer::Passthrough,
             (Coherence::Passthrough, Some(Side::Wal)) if self.store.intercepts_wal() => Transfer::Cached,
+            (Coherence::Passthrough, Some(Side::Wal | Side::Journal)) if self.is_closed(part) => {
+                Transfer::Cached
+            }
             (Coherence::Passthrough, Some(Side::Wal | Side::Journal)) => match self.store.role() {
                 Role::Primary { .. } => Transfer::Passthrough,
                 Role::Replica => Transfer::Cached,

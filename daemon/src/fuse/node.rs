@@ -76,7 +76,7 @@ enum Birth {
     Newborn,
     /// As `Newborn`, and it may not become the database that its creator wants to make of it.
     Refused,
-    /// Removed for that reason; the kernel may not know yet.
+    /// Removed for that reason or another; the kernel may not know yet.
     Removed,
 }
 
@@ -230,6 +230,11 @@ impl Node {
         if opens.birth == Birth::Newborn {
             opens.birth = Birth::Refused;
         }
+    }
+
+    /// The file is gone although the kernel was not told so: a handle on it would be of no use.
+    pub(crate) fn mark_removed(&self) {
+        self.opens.lock().birth = Birth::Removed;
     }
 
     /// Removes the file with `remove` unless somebody has opened it again.

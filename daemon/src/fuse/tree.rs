@@ -182,9 +182,19 @@ impl Edge {
         let victim = backing::stat_name(parent.fd(), name)?;
         let part = self.part(&backing::join(&parent.path(), name), &victim);
         let mut op = || Ok(backing::unlink(parent.fd(), name)?);
-        self.removing(part.as_ref(), &mut op)?;
+        let removed = self.removing(part.as_ref(), &mut op);
+        if removed.is_err() && backing::stat_name(parent.fd(), name).is_ok() {
+            return removed;
+        }
         self.lost_name(&victim);
-        Ok(())
+        if let (Err(_), Some((name, side))) = (&removed, &part) {
+            // The client is told of an error, so that the kernel believes that the file is still there.
+            if let Some(node) = self.table.by_inode(victim.st_ino) {
+                node.mark_removed();
+            }
+            self.store.forget_side_file(name, *side);
+        }
+        removed
     }
 
     /// Performs an operation after which the name of `part` is gone.

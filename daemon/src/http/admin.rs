@@ -54,7 +54,7 @@ pub(super) async fn halt(_: Api, _: Query) -> Result<Response, ApiError> {
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let status = match &refusal {
-            Refusal::NotCandidate => StatusCode::CONFLICT,
+            Refusal::NotCandidate | Refusal::DiskFailed(_) => StatusCode::CONFLICT,
             Refusal::NoPrimary(_) | Refusal::NotPrimary | Refusal::Handoff(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }

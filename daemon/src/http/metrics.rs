@@ -43,6 +43,7 @@ fn databases(store: &Store) {
         let held = status
             .first_txid
             .map_or(0, |first| status.received.txid.0.saturating_sub(first.0) + 1);
+        gauge!(names::DB_CLOSED, "db" => name.clone()).set(f64::from(u8::from(db.is_closed())));
         gauge!(names::DB_TXID, "db" => name.clone()).set(status.position.txid.0 as f64);
         gauge!(names::DB_LTX_COUNT, "db" => name.clone()).set(held as f64);
         gauge!(names::DB_LTX_BYTES, "db" => name).set(status.log_bytes as f64);

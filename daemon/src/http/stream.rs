@@ -11,8 +11,8 @@ use warp::reply::{Reply, Response};
 use super::Api;
 use super::error::ApiError;
 use super::routes::Query;
-use crate::stream::features;
 use crate::stream::serve::{self, Request, Source};
+use crate::stream::{Abilities, features};
 
 /// Longest host name that is believed.
 const MAX_HOSTNAME: usize = 255;
@@ -67,7 +67,10 @@ fn request(query: &Query, headers: &HeaderMap) -> Request {
             .and_then(|id| id.parse().ok())
             .unwrap_or(NodeId(0)),
         hostname: hostname.chars().take(MAX_HOSTNAME).collect(),
-        acknowledges: features::has(text(headers, header::FEATURES), features::ACK),
+        abilities: Abilities {
+            acknowledges: features::has(text(headers, header::FEATURES), features::ACK),
+            candidate: features::has(text(headers, header::FEATURES), features::CANDIDATE),
+        },
         filter: filter
             .split(',')
             .filter(|name| !name.is_empty())

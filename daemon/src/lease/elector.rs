@@ -1,7 +1,8 @@
 //! The state machine that makes this node primary or replica.
 //!
 //! Round after round: look who holds the lease, then lead, follow, campaign or wait. It alone sets the store's role and
-//! publishes the leadership. `lead` is the time as primary, `hand_over` its planned end, `track` the time as replica.
+//! publishes the leadership. `lead` is the time as primary, `hand_over` its planned end, `step_down` the same after a failure of
+//! the disk, `track` the time as replica.
 //!
 //! Order of things, which is what keeps two primaries apart:
 //! * The store becomes primary after the lease is ours and its epoch is recorded; it ceases to be before the lease is
@@ -14,6 +15,7 @@ mod command;
 mod hand_over;
 mod keeper;
 mod lead;
+mod step_down;
 #[cfg(test)]
 mod tests;
 mod track;
@@ -29,6 +31,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use command::{Command, ElectorHandle, Refusal};
+use step_down::Trouble;
 
 use super::{Backoff, Fence, Holder, Lease, LeaseError, Sighting, Standing, kept};
 use crate::leadership::{Lag, Leadership};
@@ -47,6 +50,8 @@ pub struct ElectorOptions {
     pub hostname: String,
     pub advertise_url: String,
     pub reconnect_delay: Duration,
+    /// How long this node does not compete after it has given the lease away because of a failure of its own.
+    pub demote_delay: Duration,
 }
 
 /// The state machine. `run` it once.
@@ -69,6 +74,7 @@ pub struct Elector {
     forced: bool,
     /// Why this node did not take the lease the last time, so that it is logged once.
     standing: Standing,
+    trouble: Trouble,
 }
 
 /// What the elector shares with the rest of the node.
@@ -119,6 +125,7 @@ impl Elector {
         } = shared;
         let backoff = Backoff::new(FIRST_PAUSE, options.reconnect_delay.max(FIRST_PAUSE));
         let elector = Elector {
+            trouble: Trouble::watch(&store),
             lease,
             store,
             options,
@@ -205,6 +212,9 @@ impl Elector {
                 if !self.options.candidate || stranger {
                     return Ok(self.wait(sighting, LOOK).await);
                 }
+                if let Some(left) = self.trouble.excluded_for().filter(|_| !self.forced) {
+                    return Ok(self.wait(sighting, left.min(LOOK)).await);
+                }
                 self.campaign(sighting).await
             }
         }
@@ -286,6 +296,9 @@ impl Elector {
                 self.forced = true;
                 drop(answer.send(Ok(())));
             }
+            Command::Promote { answer, .. } if !self.closed_databases().is_empty() => {
+                drop(answer.send(Err(Refusal::DiskFailed(self.closed_databases()))));
+            }
             Command::Promote { force: false, answer } => {
                 let answered = match &self.standing {
                     Standing::Eligible => Ok(()),
@@ -335,7 +348,9 @@ impl Elector {
 /// A database in trouble is where it was when the trouble began; the others are none the worse for it.
 fn last_position(db: &Database) -> Position {
     let drained = db.drain();
-    if let Err(error) = &drained {
+    if let Err(error) = &drained
+        && !db.is_closed()
+    {
         tracing::warn!(db = %db.name(), %error, "cannot capture the last commits of the database");
     }
     api_position(drained.unwrap_or_else(|_| db.position()))

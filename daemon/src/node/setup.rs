@@ -73,6 +73,7 @@ fn elector(config: &Config, address: SocketAddr) -> ElectorOptions {
         hostname,
         advertise_url,
         reconnect_delay: lease.reconnect_delay.or_zero(),
+        demote_delay: lease.demote_delay.or_zero(),
     }
 }
 

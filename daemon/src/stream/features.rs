@@ -6,8 +6,19 @@
 /// The replica sends `Ack` frames in the request body, after its position map.
 pub const ACK: &str = "ack";
 
-/// All features of this version.
+/// The replica may be given the lease: it is a candidate, and its disk has not failed.
+pub const CANDIDATE: &str = "candidate";
+
+/// What a primary of this version can do.
 pub const ALL: &str = ACK;
+
+/// What a replica of this version can do.
+pub fn of_replica(candidate: bool) -> String {
+    match candidate {
+        true => format!("{ACK},{CANDIDATE}"),
+        false => ACK.to_owned(),
+    }
+}
 
 /// Whether a header's list contains `feature`.
 pub fn has(list: Option<&str>, feature: &str) -> bool {
@@ -24,5 +35,7 @@ mod tests {
         assert!(!has(Some("acks"), ACK));
         assert!(!has(None, ACK));
         assert!(has(Some(ALL), ACK));
+        assert!(has(Some(&of_replica(true)), ACK) && has(Some(&of_replica(true)), CANDIDATE));
+        assert!(has(Some(&of_replica(false)), ACK) && !has(Some(&of_replica(false)), CANDIDATE));
     }
 }

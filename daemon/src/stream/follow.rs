@@ -40,6 +40,8 @@ pub struct Follower {
     pub news: watch::Sender<News>,
     /// Highest epoch that was seen; an older primary is not followed.
     pub epoch: u64,
+    /// Whether this node would take the lease over.
+    pub candidate: bool,
 }
 
 /// What a stream brings besides records.
@@ -130,7 +132,7 @@ impl Follower {
         let mut request = client
             .request(Method::POST, "/stream")
             .header(header::NODE_ID, NodeId(self.store.node_id()).to_string())
-            .header(header::FEATURES, features::ALL)
+            .header(header::FEATURES, features::of_replica(self.candidate))
             .header(header::HOSTNAME, self.hostname.as_str())
             .body(body);
         if let Some(id) = self.store.cluster_id() {

@@ -19,5 +19,5 @@ pub mod frame;
 pub mod position_map;
 pub mod serve;
 
-pub use replicas::{Order, Replica, Replicas};
+pub use replicas::{Abilities, Order, Replica, Replicas};
 pub use sink::Body;

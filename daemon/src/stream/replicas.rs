@@ -31,10 +31,20 @@ pub enum Order {
 pub struct Replica {
     pub node_id: NodeId,
     pub hostname: String,
-    /// Whether it confirms what it has; LiteFS 0.5 does not.
+    /// Whether it can be given the lease, as far as is known.
+    pub candidate: bool,
     acknowledges: bool,
     order: watch::Sender<Order>,
     progress: watch::Sender<Progress>,
+}
+
+/// What a replica can do. A node of LiteFS 0.5 says nothing about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Abilities {
+    /// It confirms what it has.
+    pub acknowledges: bool,
+    /// It can be given the lease.
+    pub candidate: bool,
 }
 
 /// How far a replica is.
@@ -132,7 +142,7 @@ impl Replicas {
         self: &Arc<Self>,
         node_id: NodeId,
         hostname: String,
-        acknowledges: bool,
+        abilities: Abilities,
         positions: &PositionMap,
     ) -> Connected {
         let progress = Progress {
@@ -143,7 +153,8 @@ impl Replicas {
         let replica = Arc::new(Replica {
             node_id,
             hostname,
-            acknowledges,
+            candidate: abilities.candidate,
+            acknowledges: abilities.acknowledges,
             order: watch::Sender::new(Order::Serve),
             progress: watch::Sender::new(progress),
         });
@@ -221,12 +232,16 @@ mod tests {
         PositionMap::from([("a".to_string(), Pos::new(ltx::Txid(txid), Checksum(1 << 63)))])
     }
 
+    const ACKS: Abilities = Abilities {
+        acknowledges: true,
+        candidate: false,
+    };
     const SHORT: Duration = Duration::from_millis(10);
 
     #[tokio::test]
     async fn a_replica_has_what_it_acknowledged_and_not_what_was_sent() {
         let replicas = Arc::new(Replicas::default());
-        let connected = replicas.connect(NodeId(1), "r".to_string(), true, &positions(1));
+        let connected = replicas.connect(NodeId(1), "r".to_string(), ACKS, &positions(1));
         let replica = &connected.replica;
         replica.flushed();
         assert!(replica.has(&positions(1), SHORT).await);
@@ -240,7 +255,12 @@ mod tests {
     #[tokio::test]
     async fn a_replica_that_does_not_acknowledge_has_what_was_sent() {
         let replicas = Arc::new(Replicas::default());
-        let connected = replicas.connect(NodeId(1), "r".to_string(), false, &PositionMap::new());
+        let connected = replicas.connect(
+            NodeId(1),
+            "r".to_string(),
+            Abilities::default(),
+            &PositionMap::new(),
+        );
         connected.replica.sent("a", positions(2)["a"]);
         assert!(
             !connected.replica.has(&positions(2), SHORT).await,
@@ -253,8 +273,8 @@ mod tests {
     #[test]
     fn a_node_that_connects_again_ends_its_former_stream_and_stays_connected() {
         let replicas = Arc::new(Replicas::default());
-        let first = replicas.connect(NodeId(1), "r".to_string(), true, &PositionMap::new());
-        let second = replicas.connect(NodeId(1), "r".to_string(), true, &PositionMap::new());
+        let first = replicas.connect(NodeId(1), "r".to_string(), ACKS, &PositionMap::new());
+        let second = replicas.connect(NodeId(1), "r".to_string(), ACKS, &PositionMap::new());
         assert_eq!(*first.replica.orders().borrow(), Order::Abort);
         drop(first);
         assert_eq!(replicas.count(), 1);

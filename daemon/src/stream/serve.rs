@@ -17,7 +17,7 @@ use super::catch_up::{CatchUp, Left, StreamBroken, describe};
 use super::dirty::Dirty;
 use super::frame::Frame;
 use super::position_map::{self, PositionMap};
-use super::replicas::{Connected, Order, Replicas};
+use super::replicas::{Abilities, Connected, Order, Replicas};
 use super::sink::{Body, Disconnected, Sink};
 use crate::leadership::now_ms;
 use crate::lease::Fence;
@@ -45,7 +45,7 @@ pub struct Source {
 pub struct Request {
     pub node_id: NodeId,
     pub hostname: String,
-    pub acknowledges: bool,
+    pub abilities: Abilities,
     /// Only these databases, if any are named.
     pub filter: BTreeSet<String>,
 }
@@ -79,11 +79,11 @@ where
     let connected = source.replicas.connect(
         request.node_id,
         request.hostname.clone(),
-        request.acknowledges,
+        request.abilities,
         &positions,
     );
     let (sink, answer) = Sink::new();
-    if request.acknowledges {
+    if request.abilities.acknowledges {
         let replica = Arc::clone(&connected.replica);
         tokio::spawn(async move { read_acks(&replica, body, rest).await });
     }

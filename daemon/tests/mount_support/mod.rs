@@ -14,6 +14,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use engine::disk::failing::FailingDisk;
+use engine::disk::sim::Fault;
 use engine::{CheckpointMode, DbName, Kernel, Role, Side, Store, StoreOptions};
 use litefs::companion::{Companion, CompanionOptions, DataLock};
 use litefs::fuse::{Lag, Mount, MountOptions, Passthrough, Presence};
@@ -202,7 +204,12 @@ pub fn serve_if_daemon() {
     let lock = DataLock::acquire(&data, Duration::from_secs(15)).unwrap();
     let program = PathBuf::from(env!("CARGO_BIN_EXE_litefs"));
     let companion = Companion::start(&lock, &CompanionOptions { program }).unwrap();
-    let store = Store::open(&data, StoreOptions::default()).unwrap();
+    let disk = FailingDisk::default();
+    let options = StoreOptions {
+        disk: Arc::new(disk.clone()),
+        ..StoreOptions::default()
+    };
+    let store = Store::open(&data, options).unwrap();
     let presence = Arc::new(Presence::default());
     presence.set_lag(Lag::Primary);
     let options = MountOptions {
@@ -244,6 +251,16 @@ pub fn serve_if_daemon() {
                 let snapshot = store.database(&database(from)).unwrap().snapshot().unwrap();
                 let received = store.receive(&database(to), &mut snapshot.ltx(7).unwrap());
                 result(received.map(drop))
+            }
+            // The next call of that kind fails.
+            ["break", "log.append.sync"] => {
+                disk.inject(Fault::on("log.append.sync", libc::EIO));
+                "ok".into()
+            }
+            ["closed"] => {
+                let names = store.closed_databases();
+                let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+                names.join(",")
             }
             ["refused"] => metric("litefs_refused_writes_total"),
             ["databases"] => {

@@ -7,9 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 use ltx::ZeroPages;
-use sqlite_format::Pgno;
 use sqlite_format::journal::{HEADER_SIZE as JOURNAL_HEADER_SIZE, JournalHeader};
 use sqlite_format::wal::{FRAME_HEADER_SIZE, FrameHeader, WAL_HEADER_SIZE, WalHeader, frame_size};
+use sqlite_format::{PageSize, Pgno};
 
 use super::Database;
 use super::backing::read_full;
@@ -31,8 +31,9 @@ impl Database {
     /// a replica only writes that change nothing for readers are let through: checkpoints and rollbacks.
     pub fn write_database(&self, file: &File, offset: u64, data: &[u8]) -> Result<()> {
         let mut state = self.state.lock();
-        self.check_usable(&state)?;
-        if self.shared.is_primary() {
+        if self.is_closed() {
+            self.check_restores(&mut state, |state| is_restored(state, offset, data))?;
+        } else if self.shared.is_primary() {
             self.capture_wal(&mut state, Until::Index)?;
         } else if !preserves_content(&state, offset, data) {
             return Err(Error::ReadOnly(self.name.clone()));
@@ -48,8 +49,14 @@ impl Database {
     /// The main file gets another size.
     pub fn truncate_database(&self, file: &File, size: u64) -> Result<()> {
         let mut state = self.state.lock();
-        self.check_usable(&state)?;
-        if self.shared.is_primary() {
+        if self.is_closed() {
+            let size_of = |page_size: PageSize, state: &State| page_size.file_size(state.commit);
+            self.check_restores(&mut state, |state| {
+                state
+                    .page_size()
+                    .is_some_and(|page_size| size_of(page_size, state) == size)
+            })?;
+        } else if self.shared.is_primary() {
             self.capture_wal(&mut state, Until::Index)?;
         } else if !keeps_pages(&state, size) {
             return Err(Error::ReadOnly(self.name.clone()));
@@ -79,15 +86,15 @@ impl Database {
     pub fn sync_database(&self, file: &File, datasync: bool) -> Result<()> {
         let last_write = {
             let mut state = self.state.lock();
-            self.check_usable(&state)?;
+            if self.is_closed() {
+                self.check_restores(&mut state, |_| true)?;
+                drop(state);
+                return self.sync(file, datasync, "database.sync");
+            }
             state.synced_writes |= !state.scratch.dirty().is_clean();
             state.last_write
         };
-        if let Err(error) = self.log.sync() {
-            let error = Error::from(error);
-            self.poison(&mut self.state.lock(), &error);
-            return Err(error);
-        }
+        self.log.sync()?;
         self.sync(file, datasync, "database.sync")?;
         let mut state = self.state.lock();
         // SQLite syncs here when all pages of a transaction are written, never when it only makes room in its cache.
@@ -112,7 +119,7 @@ impl Database {
         if !self.shared.is_primary() && !state.pos.is_zero() && state.commit > 0 {
             return Err(Error::ReadOnly(self.name.clone()));
         }
-        self.check_usable(&state)?;
+        self.check_usable()?;
         self.capture_wal(&mut state, Until::Index)?;
         // The record comes first: a file that is gone before it is logged could not be told from one that was lost.
         self.drop_content(&mut state)?;
@@ -158,6 +165,8 @@ impl Database {
         if !self.shared.is_primary() {
             return Err(Error::ReadOnly(self.name.clone()));
         }
+        // Without a journal there is nothing to roll back, and readers go on.
+        self.check_usable()?;
         op().map_err(Error::io("journal.create", self.name.file(Side::Journal)))
     }
 
@@ -185,7 +194,8 @@ impl Database {
     fn end_of_journal(&self, journal: &File) -> Result<()> {
         let mut state = self.state.lock();
         if state.scratch.dirty().is_clean() {
-            return Ok(());
+            // The settler may have been faster, and have found that the disk fails.
+            return self.check_usable();
         }
         let mut head = [0; JOURNAL_HEADER_SIZE];
         let read = read_full(journal, &mut head, 0)
@@ -193,21 +203,25 @@ impl Database {
         if head[..read].iter().any(|byte| *byte != 0) {
             return Ok(());
         }
-        if !self.shared.is_primary() {
+        if !self.shared.is_primary() || self.is_closed() {
             return self.check_rolled_back(&mut state);
         }
         self.capture_pages(&mut state, 0)?;
         self.sync_commit(&mut state)
     }
 
-    /// A transaction that began while this node was the primary may be rolled back here, but not committed.
+    /// A transaction that began while this node was the primary, or before its disk failed, may be rolled back here, but
+    /// not committed.
     fn check_rolled_back(&self, state: &mut State) -> Result<()> {
         match self.first_difference(state)? {
             None => {
                 state.scratch.settle();
                 Ok(())
             }
-            Some(_) => Err(Error::ReadOnly(self.name.clone())),
+            Some(_) => {
+                self.check_usable()?;
+                Err(Error::ReadOnly(self.name.clone()))
+            }
         }
     }
 
@@ -232,21 +246,24 @@ impl Database {
     /// crash in between can tell that this journal is committed and must not be rolled back.
     fn finish_journal(&self, op: FileOp<'_>) -> Result<()> {
         let mut state = self.state.lock();
-        if self.shared.is_primary() && !state.scratch.dirty().is_clean() {
-            self.check_usable(&state)?;
+        let mut synced = Ok(());
+        if self.shared.is_primary() && !self.is_closed() && !state.scratch.dirty().is_clean() {
             let nonce = journal_nonce(&mut state)?;
             self.capture_pages(&mut state, nonce)?;
-            self.sync_commit(&mut state)?;
+            // The transaction is in the log, durable or not: a journal that stayed would bring back what was before, and
+            // keep readers out for as long as it cannot.
+            synced = self.sync_commit(&mut state);
         } else if !state.scratch.dirty().is_clean() {
             self.check_rolled_back(&mut state)?;
         }
-        op().map_err(Error::io("journal.finish", state.backing.path(Side::Journal)))
+        op().map_err(Error::io("journal.finish", state.backing.path(Side::Journal)))?;
+        synced
     }
 
     /// Makes the record durable if SQLite made the transaction durable.
     pub(super) fn sync_commit(&self, state: &mut State) -> Result<()> {
         if std::mem::take(&mut state.synced_writes) {
-            self.sync_log(state)?;
+            self.log.sync()?;
         }
         Ok(())
     }
@@ -257,7 +274,7 @@ impl Database {
             return Err(Error::ReadOnly(self.name.clone()));
         }
         let mut state = self.state.lock();
-        self.check_usable(&state)?;
+        self.check_usable()?;
         if let Some(intact) = intact_frames(&state, offset) {
             self.frames_go(&mut state, file, intact)?;
         }
@@ -308,7 +325,7 @@ impl Database {
         self.sync(file, datasync, "wal.sync")?;
         let mut state = self.state.lock();
         if self.shared.is_primary() {
-            self.check_usable(&state)?;
+            self.check_usable()?;
             state.wal.present = true;
             self.capture_wal(&mut state, Until::Chain)?;
         }
@@ -363,7 +380,7 @@ impl Database {
 
     /// Somebody wrote the WAL without asking: the asynchronous trigger.
     pub fn wal_changed(&self) -> Result<()> {
-        if !self.shared.is_primary() {
+        if !self.shared.is_primary() || self.is_closed() {
             return Ok(());
         }
         let started = Instant::now();
@@ -421,26 +438,9 @@ impl Database {
         };
         outcome.map_err(|e| {
             let error = Error::io(op, self.name.as_str())(e);
-            self.poison(&mut self.state.lock(), &error);
+            self.closed.close(&error.to_string());
             error
         })
-    }
-
-    /// A failed sync leaves unknown what is on disk, and another one would claim success: nothing may be written any
-    /// more until the daemon starts again and compares.
-    pub(crate) fn poison(&self, state: &mut State, error: &Error) {
-        tracing::error!(db = %self.name, %error, "sync failed: the database is closed for writing");
-        state.poisoned = Some(error.to_string());
-    }
-
-    pub(crate) fn check_usable(&self, state: &State) -> Result<()> {
-        match &state.poisoned {
-            Some(reason) => Err(Error::Quarantined {
-                db: self.name.clone(),
-                reason: reason.clone(),
-            }),
-            None => Ok(()),
-        }
     }
 }
 
@@ -458,6 +458,20 @@ fn preserves_content(state: &State, offset: u64, data: &[u8]) -> bool {
         Pgno::containing(offset + (i * size) as u64, page_size)
             .is_some_and(|pgno| state.wal.holds(pgno) || state.is_current(pgno, page))
     })
+}
+
+/// The write brings whole pages back to what the last transaction left.
+fn is_restored(state: &State, offset: u64, data: &[u8]) -> bool {
+    let Some(page_size) = state.page_size() else {
+        return false;
+    };
+    let size = page_size.bytes();
+    let whole = offset.is_multiple_of(size as u64) && data.len().is_multiple_of(size);
+    whole
+        && data.chunks_exact(size).enumerate().all(|(i, page)| {
+            Pgno::containing(offset + (i * size) as u64, page_size)
+                .is_some_and(|pgno| state.is_current(pgno, page))
+        })
 }
 
 /// A file of that size has every page that readers may look for in it. The end of a checkpoint may come late: by then

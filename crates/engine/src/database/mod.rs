@@ -10,6 +10,7 @@
 
 mod aside;
 pub(crate) mod backing;
+mod closed;
 pub(crate) mod edge;
 mod open;
 mod open_wal;
@@ -50,6 +51,8 @@ pub struct Database {
     locks: Mutex<Option<Arc<dyn LockFiles>>>,
     /// WAL_WRITE is held on behalf of a primary elsewhere.
     fenced: AtomicBool,
+    /// A failure of the disk.
+    pub(crate) closed: Arc<closed::Closed>,
     /// The state has a quarantine.
     pub(crate) suspended: AtomicBool,
 }
@@ -140,7 +143,10 @@ impl Database {
             first_txid: self.log.first_txid(),
             log_bytes: self.log.bytes(),
             timestamp_ms: state.timestamp_ms,
-            quarantine: state.quarantine.clone().or_else(|| state.poisoned.clone()),
+            quarantine: state
+                .quarantine
+                .clone()
+                .or_else(|| self.closed.reason().map(str::to_owned)),
         })
     }
 

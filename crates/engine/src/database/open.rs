@@ -20,6 +20,7 @@ use sqlite_format::{PageSize, Pgno};
 
 use super::aside::Aside;
 use super::backing::Backing;
+use super::closed::Closed;
 use super::scan::Scan;
 use super::scratch::{Left, Scratch};
 use super::state::State;
@@ -58,7 +59,10 @@ impl Database {
             segment_bytes: shared.options.segment_bytes,
             compress: shared.options.compress,
         };
+        let closed = Arc::new(Closed::new(name.clone(), shared.clone()));
         let log = Log::open(disk.clone(), home.join("log"), options)?;
+        let closing = closed.clone();
+        log.on_poison(move |reason| closing.close(reason));
         if let Some(repair) = log.repair() {
             tracing::info!(db = %name, ?repair, "log ended in an unfinished record");
         }
@@ -80,7 +84,6 @@ impl Database {
             exclusive: false,
             all_synced: false,
             clients_sync: false,
-            poisoned: None,
             unverified: None,
             spare: Vec::new(),
         };
@@ -95,6 +98,7 @@ impl Database {
             published: Mutex::new(Pos::ZERO),
             locks: Mutex::new(None),
             fenced: AtomicBool::new(false),
+            closed,
             suspended: AtomicBool::new(false),
         });
         Ok((db, left))

@@ -25,6 +25,15 @@ const VERIFIED: u32 = 64;
 /// Pause between two looks at a client's lock.
 const LOOK: Duration = Duration::from_millis(2);
 
+/// What came of an attempt to fence writers.
+pub(super) enum Fence {
+    /// No client is connected in WAL mode.
+    Nobody,
+    Taken,
+    /// A client holds the lock.
+    Busy,
+}
+
 impl Database {
     /// Whether WAL_WRITE is held to keep clients from writing through handles from when this node was the primary.
     pub(crate) fn is_fenced(&self) -> bool {
@@ -36,6 +45,9 @@ impl Database {
     /// beyond the deadline is in the middle of a transaction that it cannot commit unseen: its frames are captured below
     /// or archived later, and the end of its journal is refused.
     pub(crate) fn fence(&self, deadline: Instant) -> Result<()> {
+        if self.is_closed() {
+            return self.fence_to_demote(deadline);
+        }
         {
             let mut state = self.state.lock();
             let connected =
@@ -57,38 +69,49 @@ impl Database {
         Ok(())
     }
 
+    /// Fences connections that can write past the daemon, unless one of them holds out.
+    pub(super) fn fence_wal(&self, locks: &dyn LockFiles, deadline: Instant) -> Result<()> {
+        loop {
+            match self.try_fence(locks)? {
+                Fence::Nobody => return Ok(()),
+                Fence::Taken => {
+                    self.shared.settler.watch(&self.name);
+                    return Ok(());
+                }
+                Fence::Busy if Instant::now() >= deadline => {
+                    tracing::warn!(db = %self.name, "a client holds WAL_WRITE across the change of the primary");
+                    return Ok(());
+                }
+                Fence::Busy => std::thread::sleep(LOOK),
+            }
+        }
+    }
+
     /// Only connections from before can write past the daemon. Without any, the lock would but keep the first new one
     /// from building its wal-index. With some, DMS keeps the wal-index that they have.
-    fn fence_wal(&self, locks: &dyn LockFiles, deadline: Instant) -> Result<()> {
+    pub(super) fn try_fence(&self, locks: &dyn LockFiles) -> Result<Fence> {
         let path = self.name.file(Side::Shm);
         let try_lock = |start, exclusive| {
             locks
                 .try_lock(Side::Shm, start, 1, exclusive)
                 .map_err(Error::io("wal.fence", &path))
         };
-        while locks
-            .locked(Side::Shm, lock::DMS)
-            .map_err(Error::io("wal.fence", &path))?
-        {
-            if try_lock(lock::WRITE, true)? {
-                self.fenced.store(true, Ordering::Release);
-                if try_lock(lock::DMS, false)? {
-                    tracing::info!(
-                        db = %self.name,
-                        "connections from the time as primary find the database locked until they are closed or this node is primary again"
-                    );
-                    self.shared.settler.watch(&self.name);
-                    return Ok(());
-                }
-                self.unfence();
-            }
-            if Instant::now() >= deadline {
-                tracing::warn!(db = %self.name, "a client holds WAL_WRITE across the change of the primary");
-                return Ok(());
-            }
-            std::thread::sleep(LOOK);
+        let connected = locks.locked(Side::Shm, lock::DMS);
+        if !connected.map_err(Error::io("wal.fence", &path))? {
+            return Ok(Fence::Nobody);
         }
-        Ok(())
+        if try_lock(lock::WRITE, true)? {
+            self.fenced.store(true, Ordering::Release);
+            if try_lock(lock::DMS, false)? {
+                tracing::info!(
+                    db = %self.name,
+                    "connections from the time as primary find the database locked until they are closed or this node is primary again"
+                );
+                return Ok(Fence::Taken);
+            }
+            self.unfence();
+        }
+        Ok(Fence::Busy)
     }
 
     /// Waits for the end of a rollback-mode transaction; `false` if it does not come in time.
@@ -301,7 +324,7 @@ impl Database {
         };
         self.log.sync()?;
         if let Err(error) = files.sync() {
-            self.poison(&mut self.state.lock(), &error);
+            self.closed.close(&error.to_string());
             return Err(error);
         }
         flush.write()?;
@@ -312,7 +335,7 @@ impl Database {
 
     pub(crate) fn sync_files(&self, state: &mut State) -> Result<()> {
         let synced = state.backing.durable()?.sync();
-        synced.inspect_err(|error| self.poison(state, error))
+        synced.inspect_err(|error| self.closed.close(&error.to_string()))
     }
 
     /// A clean stop.

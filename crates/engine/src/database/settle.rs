@@ -51,7 +51,7 @@ struct Watched {
 
 /// What a look at a watched database found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Found {
+pub(super) enum Found {
     /// Nothing is left to capture, or the next step of a client will be seen.
     Settled,
     /// A transaction may be under way.
@@ -137,7 +137,8 @@ fn look(db: Option<Arc<Database>>) -> Found {
     let Some(db) = db else { return Found::Settled };
     match db.settle() {
         Ok(found) => found,
-        Err(Error::Log(LogError::Poisoned(_))) => Found::Settled,
+        // Looks again, to fence.
+        Err(Error::Log(LogError::Poisoned(_))) => Found::Later,
         Err(error) => {
             tracing::warn!(db = %db.name, %error, "cannot capture, trying again");
             Found::Later
@@ -157,6 +158,9 @@ impl Database {
         }
         if self.state.lock().backing.get(Side::Database)?.is_none() {
             return Ok(Found::Settled);
+        }
+        if self.is_closed() {
+            return self.fence_closed();
         }
         let locks = self.locks()?;
         let connected = locks.locked(Side::Shm, wal_lock::DMS).unwrap_or(true);

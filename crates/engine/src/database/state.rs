@@ -46,8 +46,6 @@ pub(crate) struct State {
     pub(crate) all_synced: bool,
     /// Clients sync the main file at the end of a transaction without a journal.
     pub(crate) clients_sync: bool,
-    /// Why nothing may be written any more: a sync failed, and what is on disk is unknown.
-    pub(crate) poisoned: Option<String>,
     /// The first page that was not compared with the table since a power loss.
     pub(crate) unverified: Option<u32>,
     /// Room for one page.

@@ -16,8 +16,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-mod os;
 #[doc(hidden)]
+pub mod failing;
+mod os;
 pub mod sim;
 
 pub use os::OsDisk;

@@ -76,12 +76,15 @@ pub struct Log {
     syncing: Mutex<()>,
     shared: RwLock<Shared>,
     poison: OnceLock<Arc<str>>,
+    on_poison: OnceLock<OnPoison>,
     /// What was found at the start is durable.
     settled: AtomicBool,
     /// The next record begins a segment.
     rotate: AtomicBool,
     repair: Option<Repair>,
 }
+
+type OnPoison = Box<dyn Fn(&str) + Send + Sync>;
 
 /// What readers see.
 struct Shared {
@@ -129,10 +132,16 @@ impl Log {
             syncing: Mutex::new(()),
             shared: RwLock::new(shared),
             poison: OnceLock::new(),
+            on_poison: OnceLock::new(),
             settled: AtomicBool::new(false),
             rotate: AtomicBool::new(false),
             repair: found.repair,
         }
+    }
+
+    /// Calls `tell`, under locks of the log, when a failure closes the log for writing. The first one to ask is told.
+    pub fn on_poison(&self, tell: impl Fn(&str) + Send + Sync + 'static) {
+        let _ = self.on_poison.set(Box::new(tell));
     }
 
     pub fn directory(&self) -> &Path {
@@ -315,7 +324,10 @@ impl Log {
 
     fn poison(&self, error: &DiskError) {
         if self.poison.set(Arc::from(error.to_string())).is_ok() {
-            tracing::error!(%error, "log is closed for writing");
+            match self.on_poison.get() {
+                Some(tell) => tell(&error.to_string()),
+                None => tracing::error!(%error, "log is closed for writing"),
+            }
         }
     }
 

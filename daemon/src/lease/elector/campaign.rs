@@ -74,8 +74,11 @@ impl Elector {
 }
 
 /// The newest transaction this node has, applied or not. A suspended database counts with what it had: it must not keep
-/// the node from leading all others.
+/// the node from leading all others. One that is closed after a failure of the disk will not apply what it has received.
 fn own_position(db: &Database) -> Position {
+    if db.is_closed() {
+        return super::api_position(db.position());
+    }
     let (received, applied) = (db.received(), db.position());
     super::api_position(if received.txid > applied.txid {
         received

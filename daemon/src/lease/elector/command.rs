@@ -20,6 +20,8 @@ pub(super) type Answer = oneshot::Sender<Result<(), Refusal>>;
 pub enum Refusal {
     #[error("not eligible to become primary")]
     NotCandidate,
+    #[error("the disk of this node failed, restart it first: {0} closed for writing")]
+    DiskFailed(String),
     #[error("no primary to take over from: {0}")]
     NoPrimary(String),
     #[error("this node is not the primary")]

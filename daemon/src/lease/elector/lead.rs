@@ -33,7 +33,7 @@ pub(super) struct Term {
 const NOT_RENEWED: &str = "the lease could not be renewed in time";
 
 /// Why a term ends.
-enum End {
+pub(super) enum End {
     Shutdown,
     Lost(&'static str),
     HandedOver,
@@ -147,6 +147,11 @@ impl Elector {
             tokio::select! {
                 () = shutdown.cancelled() => return End::Shutdown,
                 () = fence.expires_within(farewell) => return End::Lost(NOT_RENEWED),
+                () = self.trouble.due(&self.store) => {
+                    if let Some(end) = self.step_down(term).await {
+                        return end;
+                    }
+                }
                 () = term.keeper.gone() => return End::Lost("the lease service gave the lease up"),
                 _ = records.tick() => {
                     // A lease service that does not answer must not keep this node from noticing that its time is up.

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use engine::disk::failing::FailingDisk;
+use engine::disk::sim::Fault;
 use engine::{DbName, Role, Store, StoreOptions};
 use litefs_api::Client;
 use ltx::Pos;
@@ -17,6 +19,8 @@ use crate::services::{ServiceOptions, Services};
 const TTL: Duration = Duration::from_millis(1500);
 const LOCK_DELAY: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than it takes another node to stop and this one to take the lease.
+const DEMOTE_DELAY: Duration = Duration::from_secs(4);
 
 struct Cluster {
     runtime: Runtime,
@@ -29,6 +33,7 @@ struct Node {
     services: Option<Services>,
     store: Arc<Store>,
     client: Client,
+    disk: FailingDisk,
     dir: tempfile::TempDir,
 }
 
@@ -56,7 +61,12 @@ impl Cluster {
 
     fn node_in(&self, dir: tempfile::TempDir, hostname: &str, candidate: bool) -> Node {
         let runtime = runtime();
-        let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
+        let disk = FailingDisk::default();
+        let options = StoreOptions {
+            disk: Arc::new(disk.clone()),
+            ..StoreOptions::default()
+        };
+        let store = Store::open(dir.path(), options).unwrap();
         let kernel = Arc::new(engine::Direct::new(store.files_dir()));
         store.start(kernel).unwrap();
         let lease: Arc<dyn Lease> = Arc::new(self.lease());
@@ -67,6 +77,7 @@ impl Cluster {
                 hostname: hostname.to_string(),
                 advertise_url: format!("http://{}", server.address()),
                 reconnect_delay: Duration::from_millis(500),
+                demote_delay: DEMOTE_DELAY,
             };
             let options = ServiceOptions {
                 elector,
@@ -83,6 +94,7 @@ impl Cluster {
             services: Some(services),
             store,
             client,
+            disk,
             dir,
         }
     }
@@ -391,6 +403,95 @@ fn transactions_that_only_a_returning_primary_has_are_archived() {
     assert_eq!(summary.trailer.post_apply, lost.post_apply);
     one.stop();
     two.stop();
+}
+
+impl Node {
+    /// The next sync of a log fails, which closes the database whose log it is.
+    fn break_sync(&self) {
+        self.disk.inject(Fault::on("log.append.sync", libc::EIO));
+    }
+
+    /// The next record cannot be written to its log, and what was written of it cannot be removed.
+    fn break_write(&self) {
+        for op in ["log.append.write", "log.append.length", "log.append.cut"] {
+            self.disk.inject(Fault::on(op, libc::EIO));
+        }
+    }
+
+    fn try_import(&self, name: &str, rows: u32) -> Result<(), litefs_api::Error> {
+        let body = reqwest::Body::from(database(rows));
+        self.block_on(self.client.import(name, body)).map(drop)
+    }
+
+    /// Why a database of this node is in trouble.
+    fn trouble(&self, name: &str) -> Option<String> {
+        let status = self.block_on(self.client.status()).unwrap();
+        let found = status.databases.into_iter().find(|db| db.name == name);
+        found.and_then(|db| db.quarantine)
+    }
+}
+
+#[test]
+fn a_primary_whose_disk_fails_gives_its_lease_away_and_does_not_compete_for_a_while() {
+    let cluster = Cluster::start();
+    let (one, two) = pair(&cluster);
+    let before = one.position("a.db");
+    one.break_write();
+    let began = Instant::now();
+    assert!(one.try_import("a.db", 9).is_err());
+    eventually("the second node leads", || two.is_primary());
+    assert_eq!(two.position("a.db"), before);
+    eventually("the first node follows", || {
+        one.follows().as_deref() == Some("two")
+    });
+    assert!(one.trouble("a.db").unwrap().contains("log.append.cut"));
+    let metrics = one.block_on(async {
+        let url = format!("{}/metrics", one.client.base());
+        reqwest::get(url).await.unwrap().text().await.unwrap()
+    });
+    assert!(metrics.contains("litefs_db_closed{db=\"a.db\"} 1"), "{metrics}");
+    let refused = one.block_on(one.client.promote(false)).unwrap_err().to_string();
+    assert!(refused.contains("disk of this node failed"), "{refused}");
+    let last = two.import("b.db", 3);
+    eventually("databases without trouble are replicated", || {
+        one.position("b.db") == last
+    });
+
+    two.stop();
+    eventually("it competes again", || one.is_primary());
+    assert!(began.elapsed() >= DEMOTE_DELAY, "{:?}", began.elapsed());
+    assert!(one.try_import("a.db", 4).is_err());
+    one.import("b.db", 4);
+    one.die();
+}
+
+#[test]
+fn a_primary_whose_disk_fails_leads_on_while_there_is_no_other_candidate() {
+    let cluster = Cluster::start();
+    let one = cluster.node("one");
+    eventually("the node leads", || one.is_primary());
+    let replica = cluster.node_in(tempfile::tempdir().unwrap(), "replica", false);
+    one.import("a.db", 1);
+    let other = one.import("b.db", 1);
+    eventually("the replica is connected", || replica.position("b.db") == other);
+    one.break_sync();
+    assert!(one.try_import("a.db", 2).is_err());
+    assert!(one.try_import("a.db", 2).is_err(), "closed until the next start");
+    let other = one.import("b.db", 2);
+    eventually("other databases are replicated", || {
+        replica.position("b.db") == other
+    });
+    assert_eq!(one.epoch(), 1);
+
+    let two = cluster.node("two");
+    eventually("a candidate is given the lease", || two.is_primary());
+    assert_eq!(two.position("b.db"), other);
+    two.import("a.db", 3);
+    replica.stop();
+    two.stop();
+    let again = cluster.node_in(one.die(), "one", true);
+    assert_eq!(again.trouble("a.db"), None);
+    again.stop();
 }
 
 #[test]

@@ -41,6 +41,7 @@ impl Elector {
             lag: self.lag.clone(),
             news,
             epoch: self.epoch(),
+            candidate: self.options.candidate && self.closed_databases().is_empty(),
         };
         let lease = Arc::clone(&self.lease);
         let event = {
@@ -98,6 +99,9 @@ impl Elector {
             Command::HandOff { answer, .. } => drop(answer.send(Err(Refusal::NotPrimary))),
             Command::Promote { answer, .. } if !self.options.candidate => {
                 drop(answer.send(Err(Refusal::NotCandidate)))
+            }
+            Command::Promote { answer, .. } if !self.closed_databases().is_empty() => {
+                drop(answer.send(Err(Refusal::DiskFailed(self.closed_databases()))));
             }
             Command::Promote { answer, .. } => {
                 let own = NodeId(self.store.node_id());

@@ -40,7 +40,7 @@ impl Fault {
         self.times(u64::MAX)
     }
 
-    pub(super) fn check(&mut self, op: Op) -> io::Result<()> {
+    pub(in crate::disk) fn check(&mut self, op: Op) -> io::Result<()> {
         if !op.starts_with(&self.prefix) || self.left == 0 {
             return Ok(());
         }

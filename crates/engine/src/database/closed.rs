@@ -1,0 +1,121 @@
+//! A database that takes no more writes: a sync failed, or the log has bytes at its end that cannot be removed.
+//!
+//! A failed sync leaves unknown what is on disk, and another one would claim success. So there is no way back before the
+//! daemon starts again and compares. Until then reads go on, every request that writes is refused (but for the rollback of
+//! the transaction in which it happened), and writers that need no request to commit are fenced. The daemon is told, so that the node can hand its lease to a healthy one.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use super::Database;
+use super::role::Fence;
+use super::settle::Found;
+use super::state::State;
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::kernel::Coherence;
+use crate::name::{DbName, Side};
+use crate::shared::Shared;
+
+/// Whether and why the database is closed for writing.
+pub(crate) struct Closed {
+    name: DbName,
+    shared: Arc<Shared>,
+    reason: OnceLock<String>,
+}
+
+impl Closed {
+    pub(super) fn new(name: DbName, shared: Arc<Shared>) -> Closed {
+        Closed {
+            name,
+            shared,
+            reason: OnceLock::new(),
+        }
+    }
+
+    /// Closes the database; the first reason stays. Called with any lock held, by whoever sees the disk fail.
+    pub(crate) fn close(&self, reason: &str) {
+        if self.reason.set(reason.to_owned()).is_err() {
+            return;
+        }
+        tracing::error!(db = %self.name, reason, "the disk failed: the database is closed for writing until the daemon starts again");
+        self.shared.events.publish(&Event::Quarantined {
+            db: self.name.clone(),
+            reason: reason.to_owned(),
+        });
+        // The settler fences.
+        self.shared.settler.watch(&self.name);
+        self.shared.failures.notify(&self.name);
+    }
+
+    pub(crate) fn reason(&self) -> Option<&str> {
+        self.reason.get().map(String::as_str)
+    }
+}
+
+impl Database {
+    /// Whether a failure of the disk has closed the database for writing. Takes no lock.
+    pub fn is_closed(&self) -> bool {
+        self.closed.reason().is_some()
+    }
+
+    pub(crate) fn check_usable(&self) -> Result<()> {
+        match self.closed.reason() {
+            Some(reason) => Err(Error::Quarantined {
+                db: self.name.clone(),
+                reason: reason.to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets the rollback through of the transaction in which the disk failed: readers are kept out until it is done.
+    pub(super) fn check_restores(
+        &self,
+        state: &mut State,
+        restores: impl FnOnce(&State) -> bool,
+    ) -> Result<()> {
+        match state.backing.journal_is_hot()? && restores(state) {
+            true => Ok(()),
+            false => self.check_usable(),
+        }
+    }
+
+    /// One attempt to fence the writers whom no request can be refused, on behalf of the settler.
+    pub(super) fn fence_closed(&self) -> Result<Found> {
+        if self.shared.kernel().coherence() == Coherence::Intercepted {
+            return Ok(Found::Settled);
+        }
+        if self.is_fenced() {
+            // Lifted where nobody is left or the wal-index has to be built anew; the next look decides what follows.
+            self.keep_fence()?;
+            return Ok(Found::Later);
+        }
+        if self.state.lock().backing.get(Side::Shm)?.is_none() {
+            return Ok(Found::Settled);
+        }
+        let locks = self.locks()?;
+        Ok(match self.try_fence(&*locks)? {
+            Fence::Nobody => Found::Settled,
+            Fence::Taken => Found::Later,
+            Fence::Busy => Found::Pending,
+        })
+    }
+
+    /// Nothing is captured any more: what clients committed last stays in the WAL for the next start.
+    pub(super) fn fence_to_demote(&self, deadline: Instant) -> Result<()> {
+        let shm = self.state.lock().backing.get(Side::Shm)?.is_some();
+        match shm {
+            true => self.fence_wal(&*self.locks()?, deadline),
+            false => Ok(()),
+        }
+    }
+
+    /// Clients may write again, unless the database is closed.
+    pub(crate) fn let_write(&self) {
+        if !self.is_closed() {
+            self.unfence();
+        }
+        self.shared.settler.watch(&self.name);
+    }
+}
