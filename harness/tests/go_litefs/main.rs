@@ -57,6 +57,10 @@ fn each_follows_the_other_and_takes_over_from_it() {
     all_go_on(&original, &ours, "ours");
     end_and_return(&mut original, &ours);
     end_and_return(&mut ours, &original);
+    part_ways(&mut original, &mut ours);
+    part_ways(&mut ours, &mut original);
+    let archived = std::fs::read_dir(ours.archive("ours-wal.db")).unwrap();
+    assert!(archived.count() > 0, "what only this node had is set aside");
 }
 
 /// A lease server of this process, for as long as it lives.
@@ -206,6 +210,31 @@ fn end_and_return(leaving: &mut Member, staying: &Member) {
     leaving.restart();
     all_go_on(staying, leaving, "original");
     all_go_on(staying, leaving, "ours");
+}
+
+/// The primary commits what the other never gets; then the other is primary, without it, and the first has to give it up.
+fn part_ways(first: &mut Member, second: &mut Member) {
+    if !first.is_primary() {
+        promote(first, second);
+    }
+    let names = DATABASES.map(|(mode, _)| format!("ours-{mode}.db"));
+    second.stop();
+    for name in &names {
+        write(&first.open(name));
+    }
+    first.stop();
+    second.restart();
+    eventually("the second is primary", || second.is_primary());
+    for name in &names {
+        second
+            .open(name)
+            .execute_batch("DELETE FROM t WHERE a = 1")
+            .unwrap();
+    }
+    first.restart();
+    for name in &names {
+        agree(second, first, name);
+    }
 }
 
 /// What clients of LiteFS ask for has the same form on both.

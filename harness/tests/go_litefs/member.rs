@@ -96,6 +96,11 @@ impl Member {
         self.directory.join("mnt").join(file)
     }
 
+    /// Where this LiteFS sets aside what only it has; the original forgets it.
+    pub(crate) fn archive(&self, database: &str) -> PathBuf {
+        self.directory.join("data/archive").join(database)
+    }
+
     /// A connection as any client has one.
     pub(crate) fn open(&self, database: &str) -> Connection {
         let connection = Connection::open(self.path(database)).unwrap();
