@@ -58,6 +58,10 @@ impl Checkpointer {
             };
             match kernel.checkpoint(&name, mode) {
                 Ok(result) => tracing::debug!(db = %name, ?result, "checkpoint"),
+                // A client that opens or closes the database holds the locks for a moment; the next transaction asks again.
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    tracing::debug!(db = %name, %error, "checkpoint put off");
+                }
                 Err(error) => tracing::warn!(db = %name, %error, "checkpoint failed"),
             }
         }
