@@ -15,7 +15,7 @@ mod support;
 use std::time::Instant;
 
 use clients::{Client, Reports, Role, Task};
-use litefs_dev::{Cluster, ClusterOptions, Condition, Node};
+use litefs_dev::{Cluster, ClusterOptions, Condition, Node, Passthrough};
 use rusqlite::Connection;
 use serde_json::Value;
 use shop::CLERKS;
@@ -33,14 +33,17 @@ struct Mode {
     exclusive: bool,
     /// A journal that a rollback needs; OFF has none.
     rollback: bool,
+    passthrough: Passthrough,
     /// Each commit is a transaction by itself (semantics, statements 7 and 8).
     exact: bool,
 }
 
 fn real_input(mode: &Mode) {
-    let Some(cluster) = daemons(ClusterOptions::default()) else {
-        return;
+    let options = ClusterOptions {
+        passthrough: mode.passthrough,
+        ..ClusterOptions::default()
     };
+    let Some(cluster) = daemons(options) else { return };
     let script = shop::as_sql(package::chinook());
     let start = Instant::now();
     let primary = cluster.primary().unwrap();
@@ -191,6 +194,7 @@ const SHARED: Mode = Mode {
     setup: "",
     exclusive: false,
     rollback: true,
+    passthrough: Passthrough::Auto,
     exact: true,
 };
 
@@ -209,6 +213,8 @@ modes! {
     persist: Mode { setup: "PRAGMA journal_mode = PERSIST; PRAGMA synchronous = NORMAL", ..SHARED };
     wal: Mode { setup: "PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 100", ..SHARED };
     wal_normal: Mode { setup: "PRAGMA page_size = 1024; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL", ..SHARED };
+    wal_intercepted: Mode { setup: "PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 100", passthrough: Passthrough::Off, ..SHARED };
+    persist_intercepted: Mode { setup: "PRAGMA journal_mode = PERSIST", passthrough: Passthrough::Off, ..SHARED };
     memory: Mode { setup: "PRAGMA journal_mode = MEMORY", exact: false, ..SHARED };
     off: Mode { setup: "PRAGMA journal_mode = OFF", exact: false, rollback: false, ..SHARED };
     delete_exclusive: Mode { setup: "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = DELETE", exclusive: true, ..SHARED };
