@@ -91,10 +91,9 @@ const DEATH: Duration = Duration::from_secs(10);
 pub fn run(command: &mut Command, limit: Duration) -> Result<Usage> {
     let program = command.get_program().to_string_lossy().into_owned();
     let start = Instant::now();
-    let child = command
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("start {program}"))?;
+    command.process_group(0);
+    die_with_parent(command, Signal::SIGKILL);
+    let child = command.spawn().with_context(|| format!("start {program}"))?;
     let pid = Pid::from_raw(i32::try_from(child.id()).expect("the kernel's process ids fit"));
     let (sender, ended) = mpsc::channel();
     std::thread::spawn(move || {
@@ -122,6 +121,15 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Usage> {
         Ended::TimedOut
     };
     Ok(Usage { ended, wall, cpu })
+}
+
+/// Has the kernel send `signal` to the process when the thread that starts it ends: what ends the runner without a chance to
+/// clean up must not leave processes behind.
+pub fn die_with_parent(command: &mut Command, signal: Signal) {
+    // SAFETY: the closure runs between fork and exec and makes one system call.
+    unsafe {
+        command.pre_exec(move || Ok(nix::sys::prctl::set_pdeathsig(signal)?));
+    }
 }
 
 /// Whether the process ended by itself. An interrupt counts as the end of its time.

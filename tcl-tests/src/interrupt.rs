@@ -1,4 +1,5 @@
-//! Ctrl-C and SIGTERM: the run ends soon, kills what it started, unmounts, and still tells what it has.
+//! Ctrl-C, SIGTERM and the end of the terminal: the run ends soon, kills what it started, unmounts, and still tells what it has.
+//! Asking again changes nothing: a terminal that is closed sends more than one signal, and leaving mounts behind helps nobody.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +12,7 @@ static REQUESTED: AtomicBool = AtomicBool::new(false);
 pub fn watch() -> Result<()> {
     let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        // SAFETY: the handler does nothing but an atomic swap and, the second time, _exit: both are allowed there.
+        // SAFETY: the handler does nothing but an atomic store, which is allowed there.
         let before = unsafe { sigaction(signal, &action) }.with_context(|| format!("handle {signal}"))?;
         if matches!(before.handler(), SigHandler::SigIgn) {
             // Started with nohup, or in the background: what was to be ignored stays ignored.
@@ -23,11 +24,7 @@ pub fn watch() -> Result<()> {
 }
 
 extern "C" fn note(_signal: libc::c_int) {
-    if REQUESTED.swap(true, Ordering::SeqCst) {
-        // Asked twice: the user does not want to wait for an orderly end.
-        // SAFETY: _exit is async-signal-safe and does not return.
-        unsafe { libc::_exit(130) };
-    }
+    REQUESTED.store(true, Ordering::SeqCst);
 }
 
 pub fn requested() -> bool {

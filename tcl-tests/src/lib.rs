@@ -30,3 +30,4 @@ pub mod source;
 pub mod suite;
 pub mod transcript;
 pub mod verdict;
+pub mod work;

@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     match Command::parse().run() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("ERROR: {error:#}");
+            litefs_tcl::work::tell(&format!("ERROR: {error:#}"));
             ExitCode::from(2)
         }
     }

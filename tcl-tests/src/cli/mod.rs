@@ -162,11 +162,11 @@ impl SourceArgs {
         {
             return Ok(fixture);
         }
-        eprintln!(
+        crate::work::tell(&format!(
             "building testfixture for SQLite {} ({})",
             self.sqlite,
             options.name()
-        );
+        ));
         Fixture::build(&self.cache(), &self.fetch()?, options, &[], 2)
     }
 }

@@ -16,6 +16,7 @@ use crate::fixture::Fixture;
 use crate::mount::{Litefs, Mode, Spec};
 use crate::run::{FileSummary, Layout, Native, Plan, RunResult, Summary};
 use crate::suite::JournalMode;
+use crate::work::Work;
 use crate::{report, suite};
 
 #[derive(Debug, Args)]
@@ -148,34 +149,36 @@ impl RunArgs {
             None => Expectations::default(),
         };
         let mut results = self.results_directory(&fixture, &permutation);
-        let work = self
-            .work
-            .canonicalize()
-            .with_context(|| format!("find {}", self.work.display()))?;
-        let work = work.join(format!("litefs-tcl-{:07}", std::process::id()));
+        let spec = self.spec(account)?;
+        let work = Work::claim(&self.work)?;
         let baseline = self.source.cache().baseline(&fixture.id(), &permutation);
         let plan = Plan {
             // The suite has cases whose names depend on the length of the path they run in.
-            baseline: Baseline::at(baseline.join(format!("{:?}-{}", self.layout, work.as_os_str().len()))),
+            baseline: Baseline::at(baseline.join(format!(
+                "{:?}-{}",
+                self.layout,
+                work.directory().as_os_str().len()
+            ))),
             bench: Bench {
                 fixture,
                 permutation,
                 account,
             },
-            spec: self.spec(account)?,
+            spec,
             files,
             jobs: self.jobs,
             layout: self.layout,
             native: if self.wall { Native::Before } else { self.native },
             replica: self.replica,
             limit: Duration::from_secs(self.timeout),
-            work,
+            work: work.directory().to_path_buf(),
             logs: results.join("logs"),
             expectations,
         };
         let outcome = plan.run();
-        if !self.keep {
-            remove(&plan.work);
+        match self.keep {
+            true => work.keep()?,
+            false => work.remove(),
         }
         let outcome = outcome?;
         let summary = self.summary(&plan, &outcome);
@@ -326,18 +329,6 @@ fn daemon() -> PathBuf {
     beside
         .filter(|path| path.exists())
         .unwrap_or_else(|| PathBuf::from("litefs"))
-}
-
-/// Never crosses into something that is still mounted.
-fn remove(work: &Path) {
-    let status = Command::new("rm")
-        .args(["-rf", "--one-file-system", "--"])
-        .arg(work)
-        .stderr(Stdio::null())
-        .status();
-    if !status.is_ok_and(|status| status.success()) {
-        eprintln!("could not remove {}", work.display());
-    }
 }
 
 fn said_by(program: &str, arguments: &[&str]) -> String {

@@ -20,6 +20,7 @@ use nix::unistd::Pid;
 
 pub use litefs::{Litefs, Mode};
 
+use crate::child::die_with_parent;
 use crate::execution::errand;
 
 /// What is mounted.
@@ -67,12 +68,13 @@ impl Mount {
             .with_context(|| format!("share {}", log.display()))?;
         let program = command.get_program().to_string_lossy().into_owned();
         // A group of its own: an interrupt from the terminal must not end the mount under a running test.
-        let child = command
+        command
             .stdin(Stdio::null())
             .stdout(out)
             .stderr(errors)
-            .process_group(0)
-            .spawn();
+            .process_group(0);
+        die_with_parent(&mut command, Signal::SIGTERM);
+        let child = command.spawn();
         let child = child.with_context(|| format!("start {program}"))?;
         let replica = matches!(spec, Spec::Litefs(Litefs { primary: Some(_), .. }));
         let mut mount = Mount {
@@ -214,15 +216,27 @@ impl Drop for Mount {
             }
         }
         if table::is_mounted(&self.directory) {
-            let _ = umount2(&self.directory, MntFlags::MNT_FORCE);
-            let _ = umount2(&self.directory, MntFlags::MNT_DETACH);
-            let _ = Command::new("fusermount3")
-                .arg("-uz")
-                .arg(&self.directory)
-                .stderr(Stdio::null())
-                .status();
+            detach(&self.directory);
         }
     }
+}
+
+/// Detaches all mounts below a directory that nobody uses any more.
+pub fn detach_below(directory: &Path) {
+    for point in table::mounted_below(directory).iter().rev() {
+        detach(point);
+    }
+}
+
+/// Ends the requests that wait for the process behind the mount, then takes it out of the name space.
+fn detach(point: &Path) {
+    let _ = umount2(point, MntFlags::MNT_FORCE);
+    let _ = umount2(point, MntFlags::MNT_DETACH);
+    let _ = Command::new("fusermount3")
+        .arg("-uz")
+        .arg(point)
+        .stderr(Stdio::null())
+        .status();
 }
 
 fn from_words(words: &str, source: &Path, directory: &Path) -> Result<Command> {

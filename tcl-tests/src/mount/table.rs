@@ -1,9 +1,10 @@
 //! The kernel's mount table, read without touching any mounted directory.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -18,6 +19,33 @@ pub(super) fn is_mounted(directory: &Path) -> bool {
     table
         .split(|byte| *byte == b'\n')
         .any(|line| line.split(|byte| *byte == b' ').nth(4) == Some(&wanted[..]))
+}
+
+/// What is mounted below `directory`, the innermost last.
+pub(super) fn mounted_below(directory: &Path) -> Vec<PathBuf> {
+    let table = std::fs::read(TABLE).unwrap_or_default();
+    let mut prefix = escaped(directory);
+    if !prefix.ends_with(b"/") {
+        prefix.push(b'/');
+    }
+    let points = table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
+        .filter(|point| point.starts_with(&prefix));
+    points
+        .map(|point| directory.join(OsStr::from_bytes(&unescaped(&point[prefix.len()..]))))
+        .collect()
+}
+
+fn unescaped(mut text: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Some((first, rest)) = text.split_first() {
+        let octal = rest.get(..3).filter(|_| *first == b'\\');
+        let value = octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(value.unwrap_or(*first));
+        text = if value.is_some() { &rest[3..] } else { rest };
+    }
+    bytes
 }
 
 /// The table writes white space and backslashes in octal.
@@ -68,5 +96,12 @@ mod tests {
     #[test]
     fn white_space_in_a_path_is_written_as_the_kernel_writes_it() {
         assert_eq!(escaped(Path::new("/a b\\c")), b"/a\\040b\\134c");
+        assert_eq!(unescaped(b"/a\\040b\\134c"), b"/a b\\c");
+    }
+
+    #[test]
+    fn what_is_mounted_below_a_directory_is_found() {
+        assert!(mounted_below(Path::new("/")).contains(&PathBuf::from("/proc")));
+        assert!(mounted_below(Path::new("/no-such-directory")).is_empty());
     }
 }

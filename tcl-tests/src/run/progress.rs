@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::FileResult;
 use crate::verdict::Status;
+use crate::work::tell;
 
 pub struct Progress {
     bar: Option<ProgressBar>,
@@ -74,7 +75,7 @@ impl Progress {
             }
             None if self.last_line.elapsed() > LINE_EVERY => {
                 self.last_line = Instant::now();
-                eprintln!("{}, {}", self.line(), self.left());
+                tell(&format!("{}, {}", self.line(), self.left()));
             }
             None => {}
         }
@@ -92,7 +93,7 @@ impl Progress {
     pub fn note(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            None => tell(line),
         }
     }
 
