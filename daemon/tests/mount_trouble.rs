@@ -2,10 +2,13 @@
 
 mod mount_support;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use mount_support::{MODES, Rig};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rusqlite::{Connection, ErrorCode};
+use tempfile::TempDir;
 
 #[test]
 fn daemon_process() {
@@ -119,6 +122,108 @@ fn a_database_whose_log_cannot_be_synced_is_read_and_not_written_until_the_next_
             let other = open(&rig, "other.db", "wal", "normal");
             assert_eq!(count(&other), 2, "{story}");
             drop((db, other));
+            rig.stop();
+        }
+    }
+}
+
+/// A file system with so little room that it is soon full. Unmounted when dropped, after what uses it.
+struct SmallDisk(TempDir);
+
+const ROOM: &str = "size=48m";
+const BALLAST: usize = 36 << 20;
+
+impl SmallDisk {
+    fn mount() -> SmallDisk {
+        let point = TempDir::with_prefix("edge-small-").unwrap();
+        let (none, flags) = (None::<&str>, MsFlags::empty());
+        mount(none, point.path(), Some("tmpfs"), flags, Some(ROOM)).unwrap();
+        SmallDisk(point)
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.0.path().join("ballast")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+fn insert_much(db: &Connection) -> Result<(), ErrorCode> {
+    db.execute("INSERT INTO t(b) VALUES (randomblob(150000))", [])
+        .map(drop)
+        .map_err(|error| error.sqlite_error_code().unwrap())
+}
+
+#[test]
+fn a_full_disk_fails_commits_and_loses_none() {
+    for mode in MODES {
+        for (journal, synchronous) in [
+            ("wal", "normal"),
+            ("wal", "full"),
+            ("delete", "full"),
+            ("persist", "normal"),
+            ("memory", "normal"),
+        ] {
+            let story = format!("{journal} {synchronous} {mode:?}");
+            let disk = SmallDisk::mount();
+            std::fs::write(disk.ballast(), vec![1; BALLAST]).unwrap();
+            let mut rig = Rig::start_in(TempDir::new_in(disk.0.path()).unwrap(), mode);
+            let other = create(&rig, "other.db", "wal", "normal");
+            let db = create(&rig, "a.db", journal, synchronous);
+            db.busy_timeout(Duration::from_secs(5)).unwrap();
+            let mut rows = 1;
+            let full = loop {
+                match insert_much(&db) {
+                    Ok(()) => rows += 1,
+                    Err(code) => break code,
+                }
+                assert!(rows < 10_000, "{story}: the disk is never full");
+            };
+            println!("{story}: {full:?} after {rows} rows");
+            assert!(
+                matches!(
+                    full,
+                    ErrorCode::DiskFull | ErrorCode::SystemIoFailure | ErrorCode::CannotOpen
+                ),
+                "{story}: {full:?}"
+            );
+            // Small ones may still fit.
+            for _ in 0..20 {
+                rows += i64::from(insert_much(&db).is_ok());
+            }
+            assert_eq!(count(&other), 1, "{story}");
+            let seen = count(&db);
+            assert!((rows..=rows + 1).contains(&seen), "{story}: {seen} of {rows}");
+            assert_eq!(rig.ask("closed"), "", "{story}: a full disk is no broken one");
+
+            std::fs::remove_file(disk.ballast()).unwrap();
+            insert(&other).unwrap_or_else(|code| panic!("{story}: {code:?}"));
+            let before = count(&db);
+            for _ in 0..10 {
+                insert_much(&db).unwrap_or_else(|code| panic!("{story}: {code:?} with room again"));
+            }
+            assert_eq!(count(&db), before + 10, "{story}");
+            assert!((rows..=rows + 1).contains(&before), "{story}: {before} of {rows}");
+            check(&db);
+            // What the log says is what the file holds.
+            let position = std::fs::read_to_string(rig.path("a.db-pos")).unwrap();
+            let digest = rig.ask("digest a.db");
+            assert!(
+                digest.starts_with(position.trim()),
+                "{story}: {digest} {position}"
+            );
+            drop((db, other));
+            rig.kill();
+            rig.restart();
+            assert_eq!(rig.ask("digest a.db"), digest, "{story}");
+            let db = open(&rig, "a.db", journal, synchronous);
+            assert_eq!(count(&db), before + 10, "{story}");
+            check(&db);
+            drop(db);
             rig.stop();
         }
     }

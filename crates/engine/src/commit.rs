@@ -226,6 +226,11 @@ impl Database {
             self.reload(state)?;
             return Err(error.into());
         }
+        if self.log.tail().map_or(Txid::ZERO, |tail| tail.max) < state.pos.txid {
+            // A record that could not be written took those with it that waited to be written before it. Its own error
+            // is with whoever made it.
+            self.reload(state)?;
+        }
         if self.shared.options.durability == Durability::Commit {
             self.log.sync()?;
         }

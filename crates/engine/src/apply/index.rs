@@ -46,9 +46,7 @@ impl Database {
         let path = state.backing.path(Side::Shm).to_owned();
         let shm = state.backing.get_or_create(Side::Shm)?;
         let needed = (block_count(appended.end.frames) * BLOCK_SIZE) as u64;
-        if shm.metadata().map_err(Error::io("shm.stat", &path))?.len() < needed {
-            shm.set_len(needed).map_err(Error::io("shm.extend", &path))?;
-        }
+        extend(&shm, needed).map_err(Error::io("shm.extend", &path))?;
         let header = IndexHeader {
             change: state.wal.next_change(index.as_ref().map(|index| index.change)),
             big_endian: wal.big_endian,
@@ -200,4 +198,12 @@ impl crate::capture::wal::Wal {
             .filter_map(|(at, pgno)| Some((at as u32 + 1, Pgno::new(*pgno)?)))
             .collect()
     }
+}
+
+/// Makes the wal-index as long as that, with storage behind every page as SQLite does: a store into a hole of a mapping kills
+/// the client if the disk is full.
+fn extend(shm: &File, needed: u64) -> io::Result<()> {
+    const PAGE: u64 = 4096;
+    let len = shm.metadata()?.len();
+    (len / PAGE..needed.div_ceil(PAGE)).try_for_each(|page| shm.write_all_at(&[0], (page + 1) * PAGE - 1))
 }

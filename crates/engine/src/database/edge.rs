@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ltx::ZeroPages;
 use sqlite_format::journal::{HEADER_SIZE as JOURNAL_HEADER_SIZE, JournalHeader};
@@ -20,6 +20,9 @@ use crate::error::{Error, Result};
 use crate::kernel::Coherence;
 use crate::name::Side;
 use crate::options::Durability;
+
+/// How long the asynchronous trigger leaves a database alone that could not be captured.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// An operation of the file system that the engine runs at the right moment.
 pub type FileOp<'a> = &'a mut dyn FnMut() -> io::Result<()>;
@@ -384,7 +387,16 @@ impl Database {
             return Ok(());
         }
         let started = Instant::now();
-        let more = self.capture_wal(&mut self.state.lock(), Until::Index)?;
+        let mut state = self.state.lock();
+        if state.retry_at.is_some_and(|at| started < at) {
+            return Ok(());
+        }
+        let captured = self.capture_wal(&mut state, Until::Index);
+        // What cannot be captured, on a full disk say, is tried again by the settler. To try with each commit would cost
+        // every client a look at all that waits.
+        state.retry_at = captured.is_err().then(|| Instant::now() + RETRY);
+        drop(state);
+        let more = captured.inspect_err(|_| self.shared.settler.watch(&self.name))?;
         self.metrics
             .capture_seconds
             .record(started.elapsed().as_secs_f64());

@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) all_synced: bool,
     /// Clients sync the main file at the end of a transaction without a journal.
     pub(crate) clients_sync: bool,
+    /// The asynchronous trigger captures nothing before: it failed last time.
+    pub(crate) retry_at: Option<Instant>,
     /// The first page that was not compared with the table since a power loss.
     pub(crate) unverified: Option<u32>,
     /// Room for one page.
