@@ -411,6 +411,48 @@ fn after_a_sudden_death_nothing_acknowledged_is_lost() {
     }
 }
 
+/// A client that never gives up its locks cannot be fenced with locks. What it commits on the dead mount before the next
+/// daemon takes over is kept; after that it is told that it cannot write.
+#[test]
+fn an_exclusive_client_of_a_dead_daemon_is_heard_until_it_is_cut_off() {
+    let mut rig = Rig::start(Mode::K);
+    let db = Connection::open(rig.path("a.db")).unwrap();
+    db.execute_batch(
+        "PRAGMA locking_mode=exclusive; PRAGMA journal_mode=wal; PRAGMA synchronous=normal; PRAGMA wal_autocheckpoint=0;
+         CREATE TABLE t(a INTEGER PRIMARY KEY, b)",
+    )
+    .unwrap();
+    for _ in 0..10 {
+        insert(&db).unwrap();
+    }
+    rig.kill();
+    let writer = std::thread::spawn(move || {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut acknowledged = 10;
+        while insert(&db).is_ok() {
+            acknowledged += 1;
+            assert!(Instant::now() < deadline, "the dead mount still takes commits");
+            // Not so many that the next start is busy with them for long.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert!(insert(&db).is_err());
+        (acknowledged, db)
+    });
+    rig.restart();
+    let (acknowledged, db) = writer.join().unwrap();
+    let fresh = Connection::open(rig.path("a.db")).unwrap();
+    let found = count(&fresh);
+    // The last commit may have been cut off between its frames and its answer.
+    assert!(
+        (acknowledged..=acknowledged + 1).contains(&found),
+        "{found} of {acknowledged}"
+    );
+    assert!(acknowledged > 10, "nothing was committed on the dead mount");
+    check(&fresh);
+    drop((db, fresh));
+    rig.stop();
+}
+
 #[test]
 fn the_guardian_leaves_when_the_last_client_has_gone() {
     let mut rig = Rig::start(Mode::K);

@@ -15,6 +15,7 @@ use crate::directory::{self, ClusterDirectory};
 use crate::error::{Error, Result};
 use crate::node::Node;
 use crate::options::{self, ClusterOptions, Keep};
+use crate::remove::remove_tree;
 use crate::spec::ClusterSpec;
 use crate::station::Station;
 use crate::status::{ClusterStatus, NodeRole};
@@ -342,7 +343,7 @@ impl Cluster {
                 hint,
             ));
         }
-        std::fs::remove_dir_all(path).map_err(Error::file("removing", path))
+        remove_tree(path).map_err(Error::file("removing", path))
     }
 
     /// A supervisor that lives but does not listen is starting or ending; that is soon over.

@@ -30,6 +30,7 @@ pub mod lease;
 pub mod net;
 mod node;
 mod options;
+mod remove;
 pub mod solo;
 mod spec;
 pub mod sql;

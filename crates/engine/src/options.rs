@@ -49,6 +49,9 @@ pub struct StoreOptions {
     pub disk: Arc<dyn Disk>,
     /// Identifies this process in the records that it makes.
     pub node_id: u64,
+    /// Whether a start makes the WAL that it takes out of the mount immutable, so that clients of a dead mount get errors
+    /// instead of commits that nobody sees. The file is there until the next flush; `rm` refuses it until then.
+    pub seal: bool,
 }
 
 impl Default for StoreOptions {
@@ -60,6 +63,7 @@ impl Default for StoreOptions {
             clock: Arc::new(wall_clock),
             disk: Arc::new(OsDisk),
             node_id: rand::random(),
+            seal: false,
         }
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn guard(kept: Vec<Kept>, mut lock: File) {
     let mut open = fence(by_inode(&kept), FENCE_PATIENCE);
     for file in open.iter().filter_map(|descriptors| descriptors.first()) {
         eprintln!(
-            "litefs companion: a client still writes {} on the dead mount; what it commits there is lost to replication",
+            "litefs companion: a client still writes {} on the dead mount; the next start takes over what it commits until then",
             file.path.display()
         );
     }

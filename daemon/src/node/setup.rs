@@ -23,6 +23,7 @@ pub(super) fn store(config: &Config) -> StoreOptions {
             Durability::Follow | Durability::Replicated => engine::Durability::Follow,
         },
         compress: config.data.compress,
+        seal: true,
         ..StoreOptions::default()
     }
 }

@@ -207,6 +207,7 @@ pub fn serve_if_daemon() {
     let disk = FailingDisk::default();
     let options = StoreOptions {
         disk: Arc::new(disk.clone()),
+        seal: true,
         ..StoreOptions::default()
     };
     let store = Store::open(&data, options).unwrap();

@@ -68,7 +68,7 @@ pub(super) fn with_owner(supervisor: &Supervisor, owner: i32) {
     tracing::info!(owner, "the owner ended; so does the cluster");
     supervisor.shut_down();
     if super::mounted_below(supervisor.directory.path()).is_ok_and(|mounts| mounts.is_empty()) {
-        let _ = std::fs::remove_dir_all(supervisor.directory.path());
+        let _ = crate::remove::remove_tree(supervisor.directory.path());
     }
     std::process::exit(0);
 }

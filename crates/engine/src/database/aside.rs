@@ -3,8 +3,10 @@
 //! the main file, removes it. A start that finds such a WAL copies once more what the main file lacks.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use super::seal::{seal, unseal};
 use crate::error::{Error, Result};
 
 const PREFIX: &str = "wal-";
@@ -32,14 +34,14 @@ impl Aside {
         Ok(Aside { files })
     }
 
-    /// Moves a WAL into `home`. Whoever still has it open, on the mount of a dead daemon, goes on writing to a file that
-    /// nobody reads.
-    pub(crate) fn take(&mut self, wal: &Path, home: &Path) -> Result<()> {
+    /// Moves a WAL into `home`. Whoever still has it open, on the mount of a dead daemon, writes to a file that nobody reads,
+    /// if it is not sealed. A sealed file cannot be moved, so its seal is broken for a moment; returns whether it was.
+    pub(crate) fn take(&mut self, file: &File, wal: &Path, home: &Path) -> Result<bool> {
         let number = self.files.last().map_or(1, |(last, _)| last + 1);
         let path = home.join(format!("{PREFIX}{number}"));
-        std::fs::rename(wal, &path).map_err(Error::io("aside.take", wal))?;
+        let sealed = unsealed(file, || std::fs::rename(wal, &path)).map_err(Error::io("aside.take", wal))?;
         self.files.push((number, path));
-        Ok(())
+        Ok(sealed)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -55,9 +57,26 @@ impl Aside {
     /// The main file is durable with all that they held.
     pub(crate) fn remove(&mut self) -> Result<()> {
         while let Some((_, path)) = self.files.last() {
-            std::fs::remove_file(path).map_err(Error::io("aside.remove", path))?;
+            File::open(path)
+                .and_then(|file| remove(&file, path))
+                .map_err(Error::io("aside.remove", path))?;
             self.files.pop();
         }
         Ok(())
     }
+}
+
+/// Removes a file that may be sealed. Whoever still has it open finds it sealed afterwards too.
+pub(super) fn remove(file: &File, path: &Path) -> io::Result<()> {
+    unsealed(file, || std::fs::remove_file(path)).map(drop)
+}
+
+/// Does something that a seal forbids. Returns whether there was one.
+fn unsealed(file: &File, act: impl FnOnce() -> io::Result<()>) -> io::Result<bool> {
+    let sealed = unseal(file)?;
+    act()?;
+    if sealed {
+        seal(file)?;
+    }
+    Ok(sealed)
 }

@@ -17,6 +17,7 @@ mod open_wal;
 mod role;
 pub(crate) mod scan;
 pub(crate) mod scratch;
+mod seal;
 pub(crate) mod settle;
 pub(crate) mod state;
 

@@ -12,9 +12,10 @@ use ltx::{Decoder, Txid, WalRange};
 use sqlite_format::Pgno;
 use sqlite_format::wal::{FRAME_HEADER_SIZE, WalHeader, frame_offset, frame_size};
 
-use super::Database;
 use super::scratch::Left;
+use super::seal::seal;
 use super::state::State;
+use super::{Database, aside};
 use crate::capture::wal::{Until, Wal, read_header};
 use crate::error::{Error, Result};
 use crate::log::{Origin, RecordInfo};
@@ -26,25 +27,48 @@ impl Database {
         let Some(file) = state.backing.get(Side::Wal)? else {
             return Ok(());
         };
+        // First, or a client that goes on writing on a dead mount could keep the capture busy for ever.
+        self.seal(state, &file)?;
         if let Some(header) = read_header(&file)? {
-            match self.wal_start(state, &header, left, tail)? {
+            let captures = match self.wal_start(state, &header, left, tail)? {
                 Start::After(frames) if self.map_logged(state, &file, header, frames, left)? => {
                     self.capture_wal(state, Until::Chain)?;
+                    true
                 }
                 // All valid frames are in the log, and it may be ahead of them: what differs is written from it.
-                Start::After(_) | Start::Logged => self.map_wal(state, &file, None)?,
+                Start::After(_) | Start::Logged => {
+                    self.map_wal(state, &file, None)?;
+                    false
+                }
+            };
+            let reopened = state
+                .aside
+                .take(&file, state.backing.path(Side::Wal), &self.home)?;
+            if reopened && captures {
+                self.capture_wal(state, Until::Chain)?;
             }
-            let wal = std::mem::take(&mut state.wal);
             state.backing.forget(Side::Wal);
-            state.aside.take(state.backing.path(Side::Wal), &self.home)?;
+            let wal = std::mem::take(&mut state.wal);
             self.log.sync()?;
             self.copy_pages(state, &wal, &file)?;
             self.cut_file(state)?;
         } else {
-            state.backing.remove(Side::Wal)?;
+            state.backing.forget(Side::Wal);
+            aside::remove(&file, state.backing.path(Side::Wal))
+                .map_err(Error::io("wal.remove", state.backing.path(Side::Wal)))?;
         }
         state.wal = Wal::default();
         state.set_cursor();
+        Ok(())
+    }
+
+    /// Keeps clients of a dead mount from going on in a WAL that nobody will look at any more.
+    fn seal(&self, state: &State, wal: &File) -> Result<()> {
+        if self.shared.options.seal
+            && !seal(wal).map_err(Error::io("wal.seal", state.backing.path(Side::Wal)))?
+        {
+            tracing::debug!(db = %self.name, "the WAL cannot be sealed: its file system or a missing CAP_LINUX_IMMUTABLE");
+        }
         Ok(())
     }
 
