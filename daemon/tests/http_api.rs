@@ -1,5 +1,6 @@
 //! The API of a node as LiteFS's clients and ours use it. No mount: SQLite files come in over the API.
 
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use litefs::http::Server;
 use litefs::lease::elector::ElectorOptions;
 use litefs::lease::{Lease, StaticLease};
 use litefs::services::{ServiceOptions, Services};
-use litefs::stream::chunk::ChunkReader;
+use litefs::stream::chunk::{self, ChunkReader};
 use litefs::stream::frame::Frame;
 use litefs_api::{Client, Event, Role, Txid};
 use reqwest::{Method, StatusCode};
@@ -158,7 +159,21 @@ async fn a_database_comes_out_as_it_went_in() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_and_missing_names_are_refused() {
     let node = primary().await;
-    for name in ["../../x", "/etc/passwd", "a/../b", "a-wal", ".", "a%00b"] {
+    let long = ["x".repeat(300), format!("{}/x.db", "d/".repeat(600))];
+    let hostile = [
+        "../../x",
+        "..%2f..%2fx",
+        "/etc/passwd",
+        "a/../b",
+        "a/",
+        "a//b",
+        "a-wal",
+        "a.db-journal",
+        ".",
+        "a%00b",
+        "",
+    ];
+    for name in hostile.into_iter().chain(long.iter().map(String::as_str)) {
         for (method, path) in [
             (Method::POST, "import"),
             (Method::GET, "export"),
@@ -205,6 +220,62 @@ async fn what_is_no_database_is_not_imported() {
         within(node.client.export("a.db")).await.err().unwrap().status(),
         Some(StatusCode::NOT_FOUND)
     );
+    node.services.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_databases_are_not_imported_and_do_not_touch_what_is_there() {
+    let node = primary().await;
+    within(node.client.import("a.db", database(100).into()))
+        .await
+        .unwrap();
+    let position = || node.store.database(&"a.db".parse().unwrap()).unwrap().position();
+    let before = position();
+    let good = database(500);
+    let ltx = {
+        let db = node.store.database(&"a.db".parse().unwrap()).unwrap();
+        let mut bytes = Vec::new();
+        db.snapshot()
+            .unwrap()
+            .ltx(7)
+            .unwrap()
+            .read_to_end(&mut bytes)
+            .unwrap();
+        bytes
+    };
+    let with = |at: usize, bytes: &[u8]| {
+        let mut damaged = good.clone();
+        damaged[at..at + bytes.len()].copy_from_slice(bytes);
+        damaged
+    };
+    let bodies = [
+        ("nothing", Vec::new()),
+        ("magic only", good[..16].to_vec()),
+        ("half a header", good[..60].to_vec()),
+        ("cut inside a page", good[..good.len() - 100].to_vec()),
+        ("page size 0", with(16, &[0, 0])),
+        ("page size 3", with(16, &[0, 3])),
+        ("page size 32768 of 4096", with(16, &[0x80, 0])),
+        ("no pages but those that it claims", with(28, &[0xff; 4])),
+        ("an LTX file", ltx),
+    ];
+    for (what, body) in bodies {
+        let error = within(node.client.import("a.db", body.clone().into())).await;
+        assert!(
+            error.is_err_and(|error| error.status().is_some()),
+            "{what} over a database"
+        );
+        let error = within(node.client.import("new.db", body.into())).await;
+        assert!(
+            error.is_err_and(|error| error.status().is_some()),
+            "{what} as a new one"
+        );
+        assert_eq!(position(), before, "{what}");
+    }
+    let status = within(node.client.status()).await.unwrap();
+    let known: Vec<&str> = status.databases.iter().map(|db| db.name.as_str()).collect();
+    assert_eq!(known, ["a.db"]);
+    within(node.client.import("a.db", good.into())).await.unwrap();
     node.services.stop().await;
 }
 
@@ -435,6 +506,126 @@ async fn a_replica_with_a_static_lease_follows_and_adopts_cluster_and_epoch() {
         }
     })
     .await;
+    replica.services.stop().await;
+    node.services.stop().await;
+}
+
+/// A primary that sends these frames and then stays silent, but for the connection. Returns its URL.
+async fn false_primary(frames: Vec<u8>) -> String {
+    use warp::Filter;
+    let stream = warp::path("stream")
+        .and(warp::post())
+        .and(warp::body::stream())
+        .map(move |_| {
+            let sent = futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from(frames.clone()))]);
+            let body = warp::reply::stream(sent.chain(futures_util::stream::pending()));
+            warp::reply::with_header(body, "litefs-cluster-id", "LFSC0123456789ABCDEF")
+        });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(warp::serve(stream).incoming(listener).run());
+    url
+}
+
+fn ltx_frame(name: &str, record: &[u8], out: &mut BytesMut) {
+    let name = name.to_string();
+    Frame::Ltx { name }.encode(out);
+    chunk::encode(record, out);
+    chunk::encode_end(out);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_records_of_a_primary_are_refused_and_others_are_taken() {
+    let node = primary().await;
+    within(node.client.import("good.db", database(300).into()))
+        .await
+        .unwrap();
+    let good = node.store.database(&"good.db".parse().unwrap()).unwrap();
+    let mut record = Vec::new();
+    good.snapshot()
+        .unwrap()
+        .ltx(7)
+        .unwrap()
+        .read_to_end(&mut record)
+        .unwrap();
+
+    let mut frames = BytesMut::new();
+    let mut damaged = 0;
+    let mut send = |record: &[u8], frames: &mut BytesMut| {
+        damaged += 1;
+        ltx_frame(&format!("bad{damaged}.db"), record, frames);
+    };
+    for len in [
+        0,
+        1,
+        50,
+        99,
+        100,
+        150,
+        record.len() / 2,
+        record.len() - 16,
+        record.len() - 1,
+    ] {
+        send(&record[..len], &mut frames);
+    }
+    // Flipped bits: the magic, header fields (sizes, TXIDs), pages, the end of the pages, the trailer.
+    for at in [
+        0,
+        5,
+        8,
+        12,
+        20,
+        28,
+        104,
+        130,
+        record.len() / 2,
+        record.len() - 20,
+        record.len() - 10,
+        record.len() - 1,
+    ] {
+        let mut flipped = record.clone();
+        flipped[at] ^= 0x10;
+        send(&flipped, &mut frames);
+    }
+    // The header claims four billion pages, or pages of no size.
+    for (at, bytes) in [(12, [0xff; 4]), (8, [0; 4])] {
+        let mut wrong = record.clone();
+        wrong[at..at + 4].copy_from_slice(&bytes);
+        send(&wrong, &mut frames);
+    }
+    for name in ["../../x", "", "a-wal", &"x".repeat(300)] {
+        ltx_frame(name, &record, &mut frames);
+    }
+    ltx_frame("good.db", &record, &mut frames);
+    Frame::Ready.encode(&mut frames);
+
+    let url = false_primary(frames.to_vec()).await;
+    let mut replica = start(StaticLease::replica("false".to_string(), url), false).await;
+    within(
+        replica
+            .services
+            .leadership
+            .wait_for(|leadership| leadership.ready),
+    )
+    .await
+    .unwrap();
+    let status = within(replica.client.status()).await.unwrap();
+    let having: Vec<&str> = status
+        .databases
+        .iter()
+        .filter(|db| db.txid.0 > 0 || db.received.0 > 0)
+        .map(|db| db.name.as_str())
+        .collect();
+    assert_eq!(having, ["good.db"]);
+    let mut found: Vec<String> = std::fs::read_dir(replica.store.files_dir())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.ends_with("-shm"))
+        .collect();
+    found.sort();
+    assert_eq!(found, ["good.db"]);
+    let taken = replica.store.database(&"good.db".parse().unwrap()).unwrap();
+    assert_eq!(taken.position(), good.position());
     replica.services.stop().await;
     node.services.stop().await;
 }

@@ -204,3 +204,33 @@ fn configuration_errors_name_key_line_and_remedy() {
     assert_eq!(code, Some(2));
     assert!(stderr.contains("lease type must be set"), "{stderr}");
 }
+
+#[test]
+fn a_data_directory_that_cannot_be_written_is_an_error_with_a_hint() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().display();
+    let data = dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    mount(
+        None::<&str>,
+        &data,
+        Some("tmpfs"),
+        MsFlags::MS_RDONLY,
+        None::<&str>,
+    )
+    .unwrap();
+    let text = format!(
+        "data: {{dir: {root}/data}}\nfuse: {{dir: {root}/mnt}}\nlease: {PRIMARY}\nhttp: {{addr: '127.0.0.1:0'}}\n"
+    );
+    std::fs::write(dir.path().join("litefs.yml"), text).unwrap();
+    let child = litefs(dir.path()).spawn().unwrap();
+    let mut daemon = Daemon { child, dir };
+    let (code, _, stderr) = daemon.end();
+    umount2(&data, MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("Read-only file system"), "{stderr}");
+    assert!(stderr.contains(&data.display().to_string()), "{stderr}");
+    assert!(stderr.contains("hint: set `data.dir`"), "{stderr}");
+    assert!(!daemon.is_mounted());
+}

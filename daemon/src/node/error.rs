@@ -39,9 +39,11 @@ impl NodeError {
             NodeError::Io { .. } => {
                 "the system is short of something: check limits on files, processes and memory"
             }
-            NodeError::DataDir { .. } => "set `data.dir` to a directory that can be created and written",
+            NodeError::DataDir { .. } | NodeError::DataLock(DataLockError::Io { .. }) => {
+                "set `data.dir` to a directory that can be created and written"
+            }
             NodeError::Bind { .. } => "set `http.addr` to a free port, or stop the process that has it",
-            NodeError::DataLock(_) => {
+            NodeError::DataLock(DataLockError::InUse { .. }) => {
                 "one process per data directory: stop the other one, or set another `data.dir`"
             }
             NodeError::Store(_) => "check the disk under `data.dir`; `litefs ltx verify` looks into the logs",

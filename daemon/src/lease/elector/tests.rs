@@ -379,6 +379,32 @@ fn an_empty_node_with_the_clusters_id_does_not_take_the_lease_either() {
 }
 
 #[test]
+fn a_node_of_another_cluster_neither_leads_nor_follows() {
+    let cluster = Cluster::start();
+    let (one, two) = pair(&cluster);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("clusterid"), "LFSC0123456789ABCDEF\n").unwrap();
+    let stranger = cluster.node_in(dir, "stranger", true);
+    let last = one.import("a.db", 4);
+    eventually("the second node has it", || two.position("a.db") == last);
+    let dir = two.stop();
+    one.stop();
+    // The lease is free, and the stranger the only one who could take it.
+    let two = cluster.node_in(dir, "two", true);
+    eventually("a node of the cluster leads again", || two.is_primary());
+    assert_eq!(two.epoch(), 2, "nobody led in between");
+    assert!(!stranger.is_primary());
+    assert_eq!(stranger.follows(), None);
+    assert_eq!(stranger.position("a.db"), Pos::ZERO);
+    assert_eq!(
+        stranger.store.cluster_id().as_deref(),
+        Some("LFSC0123456789ABCDEF")
+    );
+    stranger.stop();
+    two.stop();
+}
+
+#[test]
 fn transactions_that_only_a_returning_primary_has_are_archived() {
     let cluster = Cluster::start();
     let (one, two) = pair(&cluster);
