@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use ltx::{Checksum, Decoder, Pos, Txid};
+use ltx::{Checksum, Decoder, Pos, Txid, ZeroPages};
 use parking_lot::Mutex;
 use sqlite_format::journal::{HEADER_SIZE as JOURNAL_HEADER_SIZE, JournalHeader};
 use sqlite_format::{PageSize, Pgno};
@@ -21,7 +21,7 @@ use sqlite_format::{PageSize, Pgno};
 use super::aside::Aside;
 use super::backing::Backing;
 use super::closed::Closed;
-use super::scan::Scan;
+use super::scan::{Holes, Scan};
 use super::scratch::{Left, Scratch};
 use super::state::State;
 use super::{Database, DatabaseMetrics};
@@ -290,14 +290,21 @@ impl Database {
         let newer = state.scratch.dirty().clone();
         let mut wrong = BTreeSet::new();
         let mut page = vec![0; page_size.bytes()];
+        let mut holes = Holes::of(state.backing.get(Side::Database)?);
+        let zeros = ZeroPages::new(page_size);
         for pgno in candidates.into_iter().filter_map(Pgno::new) {
             if pgno.get() > state.commit || pgno == page_size.lock_page() || newer.may_hold(pgno.get()) {
                 continue;
             }
-            state
-                .backing
-                .read_padded(Side::Database, &mut page, pgno.offset(page_size))?;
-            if !state.is_current(pgno, &page) {
+            let current = if holes.contain(pgno, page_size) {
+                state.table.get(pgno) == Some(zeros.checksum(pgno))
+            } else {
+                state
+                    .backing
+                    .read_padded(Side::Database, &mut page, pgno.offset(page_size))?;
+                state.is_current(pgno, &page)
+            };
+            if !current {
                 wrong.insert(pgno.get());
             }
         }
