@@ -225,6 +225,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::stream::chunk::{self, ChunkReader};
 
     fn encoded(frame: &Frame) -> Vec<u8> {
         let mut out = BytesMut::new();
@@ -361,6 +362,36 @@ mod tests {
                 read.push(frame);
             }
             prop_assert_eq!(read, frames);
+        }
+
+        /// As a peer that is broken, or worse, would send it.
+        #[test]
+        fn damaged_streams_give_frames_or_an_error(
+            frames in proptest::collection::vec((any_frame(), proptest::collection::vec(any::<u8>(), 0..100)), 1..8),
+            damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..6),
+            cut in any::<proptest::sample::Index>(),
+        ) {
+            let mut out = BytesMut::new();
+            for (frame, body) in &frames {
+                frame.encode(&mut out);
+                if let Frame::Ltx { .. } = frame {
+                    chunk::encode(body, &mut out);
+                    chunk::encode_end(&mut out);
+                }
+            }
+            for (at, byte) in damage {
+                let at = at.index(out.len());
+                out[at] = byte;
+            }
+            let mut rest = &out[..=cut.index(out.len())];
+            while let Ok(Some(frame)) = Frame::read(&mut rest) {
+                let mut again = BytesMut::new();
+                frame.encode(&mut again);
+                prop_assert_eq!(Frame::read(&mut &again[..]).unwrap(), Some(frame.clone()));
+                if matches!(frame, Frame::Ltx { .. }) && ChunkReader::new(&mut rest).drain().is_err() {
+                    break;
+                }
+            }
         }
 
         #[test]
