@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use common::{Client, Node, count, integrity, replicate};
 use engine::{Coherence, Role, Side, StoreOptions};
+use sqlite_format::{PageSize, Pgno};
 
 fn wal_primary() -> (Node, Client) {
     let primary = Node::primary();
@@ -113,4 +114,45 @@ fn readers_connect_after_the_node_has_become_a_replica() {
         node.store.set_role(Role::Replica).unwrap();
         assert_eq!(count(&node.mount()), 2);
     }
+}
+
+/// SQLite goes by the size of the database at the time when its checkpoint began.
+#[test]
+fn a_checkpoint_that_began_before_the_database_shrank_may_finish() {
+    let (primary, client) = wal_primary();
+    client
+        .exec("PRAGMA wal_autocheckpoint=0; CREATE TABLE big(x); INSERT INTO big VALUES(randomblob(400000))");
+    let replica = Node::new();
+    replicate(&primary, &replica);
+    client.exec("INSERT INTO big VALUES(randomblob(100000))");
+    replicate(&primary, &replica);
+    let reader = replica.mount();
+    let large = replica.db().status().unwrap().pages;
+    let page = Pgno::new(large).unwrap().offset(PageSize::new(4096).unwrap());
+    client.exec("DROP TABLE big; VACUUM");
+    replicate(&primary, &replica);
+    let small = replica.db().status().unwrap().pages;
+    assert!(small < large, "{small} of {large}");
+
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(replica.path())
+        .unwrap();
+    replica.db().write_database(&file, page, &[7; 4096]).unwrap();
+    // What readers may look for is protected as ever.
+    replica.db().write_database(&file, 4096, &[7; 4095]).unwrap_err();
+    integrity(&reader);
+    reader.exec("PRAGMA wal_checkpoint(TRUNCATE)");
+    integrity(&reader);
+    let size = std::fs::metadata(replica.path()).unwrap().len();
+    assert_eq!(
+        size,
+        u64::from(small) * 4096,
+        "the last checkpoint cuts the file off"
+    );
+    client.exec("CREATE TABLE again(x); INSERT INTO again VALUES(zeroblob(600000))");
+    replicate(&primary, &replica);
+    integrity(&reader);
+    assert_eq!(primary.digest(), replica.digest());
 }

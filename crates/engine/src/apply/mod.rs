@@ -369,6 +369,7 @@ impl State {
     fn applied(&mut self, record: &Record) {
         self.pos = record.info.pos();
         self.commit = record.info.commit;
+        self.incoming = 0;
         self.timestamp_ms = record.info.timestamp_ms;
         self.set_cursor();
     }

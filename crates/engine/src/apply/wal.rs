@@ -255,6 +255,7 @@ impl Database {
     /// Appends the record's pages behind the last frame. Nobody sees them before they are published.
     fn append_frames(&self, record: &Record, kernel: &dyn Kernel) -> Result<Appended> {
         let mut state = self.state.lock();
+        state.incoming = record.info.commit;
         let (Some(header), Some(at)) = (state.wal.header.clone(), state.wal.at) else {
             return Err(self.corrupt("the WAL has no header"));
         };

@@ -457,7 +457,7 @@ impl Database {
 }
 
 /// The write leaves every reader with the content of the last transaction: it brings pages to the state they have in the
-/// table, or writes under the WAL.
+/// table, or writes under the WAL. Or behind the end: a checkpoint may have begun before the database shrank.
 fn preserves_content(state: &State, offset: u64, data: &[u8]) -> bool {
     let Some(page_size) = state.page_size() else {
         return false;
@@ -467,8 +467,10 @@ fn preserves_content(state: &State, offset: u64, data: &[u8]) -> bool {
         return false;
     }
     data.chunks_exact(size).enumerate().all(|(i, page)| {
-        Pgno::containing(offset + (i * size) as u64, page_size)
-            .is_some_and(|pgno| state.wal.holds(pgno) || state.is_current(pgno, page))
+        Pgno::containing(offset + (i * size) as u64, page_size).is_some_and(|pgno| {
+            let behind = pgno.get() > state.commit.max(state.incoming) && state.wal.frames() > 0;
+            behind || state.wal.holds(pgno) || state.is_current(pgno, page)
+        })
     })
 }
 

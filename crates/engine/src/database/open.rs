@@ -84,6 +84,7 @@ impl Database {
             exclusive: false,
             all_synced: false,
             clients_sync: false,
+            incoming: 0,
             retry_at: None,
             unverified: None,
             spare: Vec::new(),

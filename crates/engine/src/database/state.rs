@@ -46,6 +46,9 @@ pub(crate) struct State {
     pub(crate) all_synced: bool,
     /// Clients sync the main file at the end of a transaction without a journal.
     pub(crate) clients_sync: bool,
+    /// Size of the database in pages after the record that is being applied: what the main file holds up to there may be
+    /// a part of it already.
+    pub(crate) incoming: u32,
     /// The asynchronous trigger captures nothing before: it failed last time.
     pub(crate) retry_at: Option<Instant>,
     /// The first page that was not compared with the table since a power loss.
