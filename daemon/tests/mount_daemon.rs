@@ -356,6 +356,27 @@ fn a_wal_counts_only_beside_its_database() {
         assert_eq!(count(&whole), 3);
         check(&whole);
         drop(whole);
+
+        // Somebody damages the first frame: SQLite takes the WAL for empty, and removes it.
+        fs::copy(kept("-wal"), rig.path("b.db-wal")).unwrap();
+        fs::copy(kept(""), rig.path("b.db")).unwrap();
+        eventually("database and WAL are captured", || txid(&rig, "b.db") == 1);
+        let wal = fs::OpenOptions::new()
+            .write(true)
+            .open(rig.path("b.db-wal"))
+            .unwrap();
+        wal.write_all_at(&[0xa5; 8], 48).unwrap();
+        drop(wal);
+        let damaged = Connection::open(rig.path("b.db")).unwrap();
+        let tables = damaged.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0));
+        assert_eq!(tables, Ok(0));
+        drop(damaged);
+        assert!(!rig.path("b.db-wal").exists());
+        assert_eq!(
+            txid(&rig, "b.db"),
+            2,
+            "the database went back to what the main file says"
+        );
         rig.stop();
     }
 }

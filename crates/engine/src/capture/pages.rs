@@ -31,7 +31,7 @@ impl Database {
     }
 
     /// As [`Database::capture_pages`], with the WAL as far as it is known.
-    pub(super) fn compare_pages(&self, state: &mut State, journal_nonce: u32) -> Result<()> {
+    pub(crate) fn compare_pages(&self, state: &mut State, journal_nonce: u32) -> Result<()> {
         if state.scratch.dirty().is_clean() {
             return Ok(());
         }

@@ -342,8 +342,7 @@ impl Database {
         file.set_len(size)
             .map_err(Error::io("wal.truncate", state.backing.path(Side::Wal)))?;
         if size == 0 {
-            state.wal.reset();
-            state.set_cursor();
+            self.wal_is_gone(&mut state)?;
         }
         Ok(())
     }
@@ -354,9 +353,33 @@ impl Database {
         self.capture_before_wal_goes(&mut state)?;
         op().map_err(Error::io("wal.unlink", state.backing.path(Side::Wal)))?;
         state.backing.forget(Side::Wal);
-        state.wal.reset();
         state.wal.present = false;
+        self.wal_is_gone(&mut state)
+    }
+
+    /// SQLite has moved what the WAL held to the main file, unless somebody removed or damaged it: then the database is
+    /// what the main file says.
+    fn wal_is_gone(&self, state: &mut State) -> Result<()> {
+        let commit = state.commit;
+        let held: Vec<u32> = state.wal.held_pages().filter(|page| *page <= commit).collect();
+        state.wal.reset();
         state.set_cursor();
+        let Some(page_size) = state.page_size().filter(|_| self.shared.is_primary()) else {
+            return Ok(());
+        };
+        let mut page = vec![0; page_size.bytes()];
+        let mut lost = false;
+        for pgno in held.into_iter().filter_map(Pgno::new) {
+            state.read_page(pgno, page_size, &mut page)?;
+            if pgno != page_size.lock_page() && !state.is_current(pgno, &page) {
+                state.scratch.mark(pgno.get());
+                lost = true;
+            }
+        }
+        if lost {
+            tracing::warn!(db = %self.name, "the WAL is gone, and the main file lacks pages that it held");
+            self.compare_pages(state, 0)?;
+        }
         Ok(())
     }
 
