@@ -361,10 +361,7 @@ fn a_wal_counts_only_beside_its_database() {
         fs::copy(kept("-wal"), rig.path("b.db-wal")).unwrap();
         fs::copy(kept(""), rig.path("b.db")).unwrap();
         eventually("database and WAL are captured", || txid(&rig, "b.db") == 1);
-        let wal = fs::OpenOptions::new()
-            .write(true)
-            .open(rig.path("b.db-wal"))
-            .unwrap();
+        let wal = OpenOptions::new().write(true).open(rig.path("b.db-wal")).unwrap();
         wal.write_all_at(&[0xa5; 8], 48).unwrap();
         drop(wal);
         let damaged = Connection::open(rig.path("b.db")).unwrap();
