@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::database::backing::read_full;
 use crate::name::{DbName, Side};
 
 /// Whether the daemon's mapping of the backing `-shm` is the memory that SQLite's clients map.
@@ -75,6 +76,9 @@ pub trait LockFiles: Send + Sync {
     fn unlock(&self, side: Side, start: u64, len: u64) -> io::Result<()>;
     /// Inode number of the `-shm` that is locked, to notice that clients replaced it.
     fn shm_inode(&self) -> u64;
+    /// Reads the beginning of the `-shm` as clients see it; fewer bytes if it is shorter. Through the mount this may take a
+    /// request: not to be called under a lock that requests wait for.
+    fn read_shm(&self, buf: &mut [u8]) -> io::Result<usize>;
 }
 
 /// Lock files over two open descriptors, wherever they were opened.
@@ -156,6 +160,10 @@ impl LockFiles for OfdLocks {
 
     fn shm_inode(&self) -> u64 {
         self.shm_inode
+    }
+
+    fn read_shm(&self, buf: &mut [u8]) -> io::Result<usize> {
+        read_full(&self.shm, buf, 0)
     }
 }
 

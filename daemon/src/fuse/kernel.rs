@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
@@ -25,6 +26,8 @@ use crate::companion::{self, Companion, OpenedFile};
 
 /// The kernel copies a stored range page by page and refuses more than it asked to be told at once.
 const STORE_CHUNK: usize = 1 << 20;
+/// How often a wal-index that clients remove is made anew.
+const SHM_ATTEMPTS: u32 = 20;
 
 pub(crate) struct MountKernel {
     edge: Arc<Edge>,
@@ -191,9 +194,7 @@ impl MountLocks {
                 Some(shm) => Ok(&shm.file),
                 None => {
                     refuse_on_serving_thread("open the wal-index")?;
-                    // The opener is root; a wal-index that it made would keep other users out.
-                    self.store.create_side_file(&self.db, Side::Shm)?;
-                    let shm = self.companion.open_shm(&self.shm_path)?;
+                    let shm = self.open_shm()?;
                     Ok(&self.shm.get_or_init(|| shm).file)
                 }
             },
@@ -202,6 +203,21 @@ impl MountLocks {
 }
 
 impl MountLocks {
+    /// The opener makes no wal-index, so one with the database's owner is made first. A client that leaves last may remove it
+    /// before it is opened; a database that is gone gets none.
+    fn open_shm(&self) -> io::Result<OpenedFile> {
+        let mut attempts = 0;
+        loop {
+            self.store.create_side_file(&self.db, Side::Shm)?;
+            match self.companion.open_shm(&self.shm_path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempts < SHM_ATTEMPTS => {
+                    attempts += 1;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
     fn shm_is_current(&self) -> bool {
         self.shm
             .get()
@@ -232,6 +248,11 @@ impl LockFiles for MountLocks {
 
     fn unlock(&self, side: Side, start: u64, len: u64) -> io::Result<()> {
         companion::unlock(self.file(side)?.as_fd(), start, len)
+    }
+
+    fn read_shm(&self, buf: &mut [u8]) -> io::Result<usize> {
+        refuse_on_serving_thread("read the wal-index")?;
+        self.file(Side::Shm)?.read_at(buf, 0)
     }
 
     fn shm_inode(&self) -> u64 {

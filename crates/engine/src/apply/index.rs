@@ -27,7 +27,8 @@ use crate::name::Side;
 pub(super) type Stores = Vec<(u64, Vec<u8>)>;
 
 impl Database {
-    /// Publishes frames. Where no client has a wal-index there is nothing to do: the first that connects builds it.
+    /// Publishes frames to the clients whose wal-index has the header `index`. Where there is none there is nothing to do:
+    /// the client that builds it finds the frames in the WAL. A header over entries that were never made would be believed.
     pub(super) fn publish_frames(
         &self,
         state: &mut State,
@@ -40,15 +41,20 @@ impl Database {
         let Some(wal) = state.wal.header.clone() else {
             return Ok(Stores::new());
         };
-        if index.is_none() && !intercepted {
+        let Some(index) = index else {
             return Ok(Stores::new());
-        }
+        };
+        // Frames that have an entry in the clients' wal-index.
+        let indexed = match index.salt == wal.salt {
+            true => index.max_frame.min(appended.first - 1),
+            false => 0,
+        };
         let path = state.backing.path(Side::Shm).to_owned();
         let shm = state.backing.get_or_create(Side::Shm)?;
         let needed = (block_count(appended.end.frames) * BLOCK_SIZE) as u64;
         extend(&shm, needed).map_err(Error::io("shm.extend", &path))?;
         let header = IndexHeader {
-            change: state.wal.next_change(index.as_ref().map(|index| index.change)),
+            change: state.wal.next_change(Some(index.change)),
             big_endian: wal.big_endian,
             page_size: Some(wal.page_size),
             max_frame: appended.end.frames,
@@ -59,12 +65,15 @@ impl Database {
         let bytes = header.encode();
         if intercepted {
             let mut image = std::mem::take(&mut state.wal.image);
+            if image.frames > indexed {
+                image = IndexImage::default();
+            }
             let mut store = ImageStore {
                 image: &mut image.bytes,
                 stores: Stores::new(),
             };
             for (frame, pgno) in state.wal.frames_after(image.frames) {
-                if frame == appended.first {
+                if frame == indexed + 1 {
                     // Clients have the entries of older frames. To store those again would first clear their block,
                     // under the eyes of readers.
                     store.stores.clear();
@@ -86,8 +95,8 @@ impl Database {
             shm: &shm,
             error: None,
         };
-        for (frame, (pgno, _)) in (appended.first..).zip(&appended.pages) {
-            append(&mut store, frame, *pgno).map_err(|e| self.corrupt(e))?;
+        for (frame, pgno) in state.wal.frames_after(indexed) {
+            append(&mut store, frame, pgno).map_err(|e| self.corrupt(e))?;
         }
         store.put(SECOND_HEADER, &bytes);
         store.put(0, &bytes);

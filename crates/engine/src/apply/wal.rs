@@ -14,7 +14,7 @@ use sqlite_format::wal_index::{CkptInfo, IndexHeader, READ_MARK_UNUSED, SECOND_H
 use sqlite_format::{PageSize, Pgno};
 
 use super::pages::{ChangedPage, ChangedPages};
-use crate::capture::read_index;
+use crate::capture::read_index_with;
 use crate::capture::wal::read_header;
 use crate::database::Database;
 use crate::database::backing::read_full;
@@ -37,6 +37,9 @@ pub(crate) struct Writer {
     fenced: bool,
     /// Nobody is connected: who connects next builds the wal-index from the WAL.
     pub(super) alone: bool,
+    /// The wal-index header that clients use. `None`: they have none yet, and build the wal-index from the WAL as soon as they
+    /// get the lock.
+    index: Option<IndexHeader>,
 }
 
 impl Writer {
@@ -62,6 +65,7 @@ impl Writer {
             locks: locks.clone(),
             fenced: db.is_fenced(),
             alone: false,
+            index: None,
         };
         // Until SHARED was taken the last client may have removed what was opened before.
         if !Arc::ptr_eq(&db.locks()?, &locks) {
@@ -77,6 +81,11 @@ impl Writer {
         }
         if !try_lock(Side::Shm, lock::WRITE, 1, true)? {
             return Err(db.busy("WAL_WRITE"));
+        }
+        // What the last client left behind is of no interest to the next.
+        if !writer.alone {
+            writer.index =
+                read_index_with(|bytes| locks.read_shm(bytes)).map_err(Error::io("shm.read", &path))?;
         }
         Ok(writer)
     }
@@ -167,27 +176,31 @@ impl Database {
         let mut state = self.state.lock();
         let wal = state.backing.get_or_create(Side::Wal)?;
         state.wal.present = true;
-        let index = match (kernel.coherence(), state.backing.get(Side::Shm)?) {
-            // What the last client left behind is of no interest to the next.
-            _ if writer.alone => None,
-            (Coherence::Passthrough, Some(shm)) => {
-                read_index(&shm).map_err(Error::io("shm.read", state.backing.path(Side::Shm)))?
-            }
-            (Coherence::Passthrough | Coherence::Intercepted, _) => None,
-        };
+        // Where clients map a cache of the kernel's, they are told what changes in the wal-index, whatever it is.
+        let index = writer
+            .index
+            .clone()
+            .filter(|_| kernel.coherence() == Coherence::Passthrough);
         match &index {
             Some(header) if header.max_frame > 0 => {
-                let known = state
+                let same = |wal: &WalHeader| wal.salt == header.salt;
+                let frames = state
                     .wal
                     .header
                     .as_ref()
-                    .is_some_and(|wal| wal.salt == header.salt)
-                    && state.wal.frames() == header.max_frame;
-                if !known {
+                    .filter(|wal| same(wal))
+                    .map(|_| state.wal.frames());
+                // A client that built the wal-index may have found fewer frames than were applied; they count.
+                let fewer =
+                    frames.is_some_and(|frames| frames > header.max_frame) && !state.wal.has_unpublished();
+                if frames != Some(header.max_frame) && !fewer {
                     self.map_wal(&mut state, &wal, Some(header.max_frame))?;
                 }
                 self.start_over(&mut state, writer, header, &wal)?;
             }
+            // A client built the wal-index when it took the WAL for empty. The frames are in it nevertheless, and no checkpoint
+            // has copied them; only one that starts the WAL over leaves salts that follow the last ones.
+            Some(header) if state.wal.frames() > 0 && !starts_over(&state, header) => {}
             Some(header) => {
                 let sequence = read_header(&wal)?.map_or(0, |wal| wal.checkpoint_seq.wrapping_add(1));
                 // Without a WAL before, the salts are zero, as those of any other first generation.
@@ -209,7 +222,7 @@ impl Database {
         {
             self.begin_generation(&mut state, &wal, 0, rand::random())?;
         }
-        Ok(index)
+        Ok(writer.index.clone())
     }
 
     /// If all frames are in the main file and no reader needs them, the next frame is the first again. The wal-index says
@@ -332,6 +345,12 @@ impl Database {
         });
         Ok(())
     }
+}
+
+/// Whether a checkpoint has copied all frames and announced the next generation of the WAL.
+fn starts_over(state: &State, index: &IndexHeader) -> bool {
+    let known = state.wal.header.as_ref();
+    known.is_some_and(|known| index.salt[0] == known.salt[0].wrapping_add(1))
 }
 
 /// The next page that needs a frame. Pages that the database grows by, that no frame holds and where the main file has a hole

@@ -13,9 +13,16 @@ const ATTEMPTS: usize = 100;
 
 /// The header of the wal-index; `None` if it is not initialised or its writer died in the middle.
 pub(crate) fn read_index(shm: &File) -> std::io::Result<Option<IndexHeader>> {
+    read_index_with(|bytes| read_full(shm, bytes, 0))
+}
+
+/// As [`read_index`], from wherever `read` reads the beginning of the wal-index.
+pub(crate) fn read_index_with(
+    read: impl Fn(&mut [u8]) -> std::io::Result<usize>,
+) -> std::io::Result<Option<IndexHeader>> {
     let mut bytes = [0; CKPT_INFO];
     for _ in 0..ATTEMPTS {
-        let read = read_full(shm, &mut bytes, 0)?;
+        let read = read(&mut bytes)?;
         match read_headers(&bytes[..read]) {
             Ok(header) => return Ok(Some(header)),
             Err(IndexHeaderError::Torn | IndexHeaderError::Checksum) => std::hint::spin_loop(),

@@ -10,4 +10,4 @@ mod unpublished;
 pub(crate) mod wal;
 mod window;
 
-pub(crate) use index::read_index;
+pub(crate) use index::{read_index, read_index_with};

@@ -103,6 +103,11 @@ impl Wal {
         self.at.map_or(0, |at| at.frames)
     }
 
+    /// Whether frames were captured that no client knows yet.
+    pub(crate) fn has_unpublished(&self) -> bool {
+        !self.unpublished.is_empty()
+    }
+
     /// Where the next frame goes.
     pub(crate) fn end_offset(&self) -> Option<u64> {
         Some(frame_offset(self.at?.frames + 1, self.header.as_ref()?.page_size))
