@@ -67,18 +67,24 @@ impl Companion {
     }
 
     pub(crate) fn open_database(&self, path: &Path) -> io::Result<OpenedFile> {
-        self.open(path, Fence::Database)
+        self.open(path, false, Fence::Database)
     }
 
-    /// Opens the wal-index. The opener is root, and a wal-index that it made would keep other users out: it makes none.
+    /// Opens the wal-index, creating an empty one if there is none.
     pub(crate) fn open_shm(&self, path: &Path) -> io::Result<OpenedFile> {
-        self.open(path, Fence::Shm)
+        self.open(path, true, Fence::Shm)
     }
 
-    fn open(&self, path: &Path, fence: Fence) -> io::Result<OpenedFile> {
+    /// Opens the wal-index of a client, for the guardian's sake.
+    pub(crate) fn open_existing_shm(&self, path: &Path) -> io::Result<OpenedFile> {
+        self.open(path, false, Fence::Shm)
+    }
+
+    fn open(&self, path: &Path, create: bool, fence: Fence) -> io::Result<OpenedFile> {
         let id = self.id();
         let task = Task::Open {
             path: path.to_owned(),
+            create,
             fence,
         };
         let answer = self.opener.ask(id, &task, OPEN_PATIENCE).inspect_err(|_| {

@@ -69,7 +69,7 @@ fn opener(socket: &OwnedFd, lock: File) -> io::Result<()> {
     let mut kept: HashMap<u64, Kept> = HashMap::new();
     while let Some((request, _)) = protocol::receive::<Request>(socket)? {
         match request.task {
-            Task::Open { path, fence } => match open(&path) {
+            Task::Open { path, create, fence } => match open(&path, create) {
                 Ok((file, inode)) => {
                     let reply = Reply {
                         id: request.id,
@@ -113,8 +113,13 @@ fn opener(socket: &OwnedFd, lock: File) -> io::Result<()> {
     Ok(())
 }
 
-fn open(path: &Path) -> io::Result<(File, u64)> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
+fn open(path: &Path, create: bool) -> io::Result<(File, u64)> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(create)
+        .truncate(false)
+        .open(path)?;
     let inode = file.metadata()?.ino();
     Ok((file, inode))
 }

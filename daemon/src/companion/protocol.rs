@@ -24,6 +24,7 @@ pub(super) enum Task {
     /// Opens a file of the mount for reading and writing. The opener keeps a duplicate under the request's id for the guardian.
     Open {
         path: PathBuf,
+        create: bool,
         fence: Fence,
     },
     /// Drops the duplicates kept for these ids. Not answered.

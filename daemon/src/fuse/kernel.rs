@@ -26,8 +26,6 @@ use crate::companion::{self, Companion, OpenedFile};
 
 /// The kernel copies a stored range page by page and refuses more than it asked to be told at once.
 const STORE_CHUNK: usize = 1 << 20;
-/// How often a wal-index that clients remove is made anew.
-const SHM_ATTEMPTS: u32 = 20;
 
 pub(crate) struct MountKernel {
     edge: Arc<Edge>,
@@ -203,19 +201,14 @@ impl MountLocks {
 }
 
 impl MountLocks {
-    /// The opener makes no wal-index, so one with the database's owner is made first. A client that leaves last may remove it
-    /// before it is opened; a database that is gone gets none.
+    /// A wal-index that the opener, who is root, made would keep other users out: one with the database's owner is made first. A
+    /// database that is gone gets none.
     fn open_shm(&self) -> io::Result<OpenedFile> {
-        let mut attempts = 0;
-        loop {
-            self.store.create_side_file(&self.db, Side::Shm)?;
-            match self.companion.open_shm(&self.shm_path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && attempts < SHM_ATTEMPTS => {
-                    attempts += 1;
-                }
-                opened => return opened,
-            }
+        self.store.create_side_file(&self.db, Side::Shm)?;
+        if inode_at(&self.shm_backing).is_none() {
+            return Err(io::ErrorKind::NotFound.into());
         }
+        self.companion.open_shm(&self.shm_path)
     }
 
     fn shm_is_current(&self) -> bool {

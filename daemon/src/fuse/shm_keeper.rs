@@ -98,7 +98,7 @@ impl Shared {
     /// The request that creates a wal-index is answered after we hear of it, and until then the kernel remembers that there is none.
     fn open(&self, companion: &Companion, mount: &Path, path: &Path) -> io::Result<Option<OpenedFile>> {
         for _ in 0..ATTEMPTS {
-            match companion.open_shm(&mount.join(path)) {
+            match companion.open_existing_shm(&mount.join(path)) {
                 Ok(opened) => return Ok(Some(opened)),
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Err(_) if !self.files_dir.join(path).exists() => return Ok(None),
