@@ -17,7 +17,6 @@ const PER_CALL: usize = 250;
 const READERS: usize = 3;
 
 #[test]
-#[ignore = "finds a defect that is not understood yet: in about one run of four a reader gets \"file is not a database\" or \"malformed\""]
 fn readers_that_come_and_go_meet_no_error_and_cause_none() {
     for passthrough in [Passthrough::On, Passthrough::Off] {
         let options = ClusterOptions {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use engine::{Coherence, Database, DbName, Role, Side, Store};
+use engine::{Coherence, Database, DbName, Side, Store};
 
 use super::errno::{Answer, Errno};
 use super::handle::Handles;
@@ -131,16 +131,17 @@ impl Edge {
     /// The wal-index must be the backing file's own pages wherever that is possible. On a replica the WAL and the journal are intercepted so
     /// that a write can be refused, and so they are where the disk has failed.
     pub(crate) fn transfer(&self, part: Option<&Part>) -> Transfer {
+        let primary = self.store.role().is_primary();
         match (self.coherence(), part.map(|(_, side)| *side)) {
             (Coherence::Passthrough, Some(Side::Shm)) => Transfer::Passthrough,
+            // The daemon appends to it while clients read: neither pages nor a size that the kernel remembers can be kept right for
+            // readers that come and go meanwhile.
+            (_, Some(Side::Wal)) if !primary => Transfer::Intercepted,
             (Coherence::Passthrough, Some(Side::Wal)) if self.store.intercepts_wal() => Transfer::Cached,
-            (Coherence::Passthrough, Some(Side::Wal | Side::Journal)) if self.is_closed(part) => {
+            (Coherence::Passthrough, Some(Side::Wal | Side::Journal)) if self.is_closed(part) || !primary => {
                 Transfer::Cached
             }
-            (Coherence::Passthrough, Some(Side::Wal | Side::Journal)) => match self.store.role() {
-                Role::Primary { .. } => Transfer::Passthrough,
-                Role::Replica => Transfer::Cached,
-            },
+            (Coherence::Passthrough, Some(Side::Wal | Side::Journal)) => Transfer::Passthrough,
             (Coherence::Passthrough, Some(Side::Database) | None) | (Coherence::Intercepted, _) => {
                 Transfer::Cached
             }

@@ -193,7 +193,8 @@ impl Node {
         }
         opens.handles += 1;
         let transfer = match (opens.passthrough, wanted) {
-            (false, _) => Transfer::Cached,
+            (false, Transfer::Intercepted) => Transfer::Intercepted,
+            (false, Transfer::Cached | Transfer::Passthrough) => Transfer::Cached,
             (true, Transfer::Passthrough) => Transfer::Passthrough,
             (true, Transfer::Cached | Transfer::Intercepted) => Transfer::Intercepted,
         };
