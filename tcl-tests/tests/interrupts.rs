@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill};
 use nix::unistd::Pid;
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -62,6 +62,16 @@ impl Run {
             .arg("--results")
             .arg(self.work.path().join("results"))
             .stdin(Stdio::null());
+        // Whoever runs the tests in the background ignores SIGINT, and the runner would leave it so.
+        // SAFETY: between fork and exec nothing but system calls is made.
+        unsafe {
+            command.pre_exec(|| {
+                for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+                    nix::sys::signal::signal(signal, SigHandler::SigDfl)?;
+                }
+                Ok(())
+            });
+        }
         command
     }
 
