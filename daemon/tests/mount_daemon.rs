@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use mount_support::{MODES, Mode, Rig};
+use mount_support::{MODES, Mode, Rig, check, count, eventually};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rusqlite::{Connection, ErrorCode};
 
@@ -56,30 +56,9 @@ fn insert(db: &Connection) -> Result<(), ErrorCode> {
         .map_err(|error| error.sqlite_error_code().unwrap())
 }
 
-fn count(db: &Connection) -> i64 {
-    db.query_row("SELECT count(*) FROM t", [], |row| row.get(0))
-        .unwrap()
-}
-
-fn check(db: &Connection) {
-    let verdict: String = db
-        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-        .unwrap();
-    assert_eq!(verdict, "ok");
-}
-
 fn txid(rig: &Rig, name: &str) -> u64 {
     let position = fs::read_to_string(rig.path(&format!("{name}-pos"))).unwrap();
     u64::from_str_radix(&position[..16], 16).unwrap()
-}
-
-/// Awaits a condition that comes about without our doing.
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]

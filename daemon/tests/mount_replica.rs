@@ -3,9 +3,9 @@
 mod mount_support;
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use mount_support::{MODES, Rig};
+use mount_support::{MODES, Rig, check, count, eventually};
 use rusqlite::{Connection, ffi};
 
 #[test]
@@ -35,26 +35,6 @@ fn outcome<T>(result: rusqlite::Result<T>) -> Result<(), i32> {
     result
         .map(drop)
         .map_err(|error| error.sqlite_error().unwrap().extended_code)
-}
-
-fn count(db: &Connection) -> i64 {
-    db.query_row("SELECT count(*) FROM t", [], |row| row.get(0))
-        .unwrap()
-}
-
-fn check(db: &Connection) {
-    let verdict: String = db
-        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-        .unwrap();
-    assert_eq!(verdict, "ok");
-}
-
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 fn names(rig: &Rig) -> Vec<String> {

@@ -2,7 +2,7 @@
 
 mod mount_support;
 
-use mount_support::{MODES, Mode, Rig};
+use mount_support::{MODES, Mode, Rig, check};
 use rusqlite::Connection;
 
 #[test]
@@ -20,13 +20,6 @@ fn open(rig: &Rig, name: &str, journal: &str, synchronous: &str) -> Connection {
     db.execute_batch(&format!("PRAGMA synchronous={synchronous}"))
         .unwrap();
     db
-}
-
-fn check(db: &Connection) {
-    let verdict: String = db
-        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-        .unwrap();
-    assert_eq!(verdict, "ok");
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! First link of a transaction's life. The mount mirrors the backing tree `<data>/files`; locks stay in the kernel, and a request comes only
 //! for what the kernel cannot decide alone. In mode K the kernel reads and writes `-wal`, `-shm` and `-journal` itself (`FOPEN_PASSTHROUGH`);
-//! in mode D, the automatic fallback, every file goes through the page cache and every write is intercepted.
+//! in mode D, the automatic fallback, every file goes through the page cache and every write is intercepted. On a replica, where the
+//! daemon appends to the WAL, each read of it is a request in either mode; a journal goes through the page cache.
 //!
 //! * [`Mount`]: attaching, serving, detaching; `mount`, `fusermount`: ways to a connection
 //! * `serve`: decodes requests and replies; `tree` (names), `data` (files), `readdir`: carry them out; `edge`: the state and the rules

@@ -20,6 +20,7 @@ use engine::{CheckpointMode, DbName, Kernel, Role, Side, Store, StoreOptions};
 use litefs::companion::{Companion, CompanionOptions, DataLock};
 use litefs::fuse::{Lag, Mount, MountOptions, Passthrough, Presence};
 use litefs::metrics::Metrics;
+use rusqlite::Connection;
 use tempfile::TempDir;
 
 const ROLE_OF_PROCESS: &str = "LITEFS_TEST_DAEMON";
@@ -325,4 +326,26 @@ fn hold_write_lock(kernel: &dyn Kernel, name: &str, milliseconds: &str) -> Strin
         });
     }
     taken.to_string()
+}
+
+/// Rows of the table `t`.
+pub fn count(db: &Connection) -> i64 {
+    db.query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+        .unwrap()
+}
+
+pub fn check(db: &Connection) {
+    let verdict: String = db
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(verdict, "ok");
+}
+
+/// Awaits a condition that comes about without our doing.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }

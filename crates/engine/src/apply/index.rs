@@ -33,7 +33,7 @@ impl Database {
         &self,
         state: &mut State,
         kernel: &dyn Kernel,
-        index: Option<IndexHeader>,
+        index: Option<&IndexHeader>,
         appended: &Appended,
         page_count: u32,
     ) -> Result<Stores> {

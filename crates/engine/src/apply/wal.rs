@@ -135,7 +135,7 @@ impl Database {
     pub(super) fn apply_wal(&self, record: &Record) -> Result<()> {
         let writer = Writer::take(self)?;
         let kernel = self.shared.kernel();
-        let index = self.find_end(&writer, &*kernel)?;
+        self.find_end(&writer, &*kernel)?;
         let appended = self.append_frames(record, &*kernel)?;
         let mut state = self.state.lock();
         let rolling = state.rolling_after(appended.changes(), record.info.commit);
@@ -151,7 +151,13 @@ impl Database {
         state.wal.advance(frames, appended.end, record.info.commit);
         let stores = match writer.alone {
             true => Vec::new(),
-            false => self.publish_frames(&mut state, &*kernel, index, &appended, record.info.commit)?,
+            false => self.publish_frames(
+                &mut state,
+                &*kernel,
+                writer.index.as_ref(),
+                &appended,
+                record.info.commit,
+            )?,
         };
         state.table.truncate(record.info.commit);
         for (pgno, checksum) in appended.changes() {
@@ -170,18 +176,17 @@ impl Database {
         Ok(())
     }
 
-    /// Makes sure that the state knows where the WAL ends, and starts it over where that is possible. Returns the
-    /// wal-index header that clients use, if it can be seen.
-    fn find_end(&self, writer: &Writer, kernel: &dyn Kernel) -> Result<Option<IndexHeader>> {
+    /// Makes sure that the state knows where the WAL ends, and starts it over where that is possible.
+    fn find_end(&self, writer: &Writer, kernel: &dyn Kernel) -> Result<()> {
         let mut state = self.state.lock();
         let wal = state.backing.get_or_create(Side::Wal)?;
         state.wal.present = true;
         // Where clients map a cache of the kernel's, they are told what changes in the wal-index, whatever it is.
         let index = writer
             .index
-            .clone()
+            .as_ref()
             .filter(|_| kernel.coherence() == Coherence::Passthrough);
-        match &index {
+        match index {
             Some(header) if header.max_frame > 0 => {
                 let same = |wal: &WalHeader| wal.salt == header.salt;
                 let frames = state
@@ -222,7 +227,7 @@ impl Database {
         {
             self.begin_generation(&mut state, &wal, 0, rand::random())?;
         }
-        Ok(writer.index.clone())
+        Ok(())
     }
 
     /// If all frames are in the main file and no reader needs them, the next frame is the first again. The wal-index says

@@ -1,11 +1,11 @@
 //! Opening a database: from what a clean stop, a killed daemon or a power loss left behind to a state in which table,
 //! position, log and files agree. The cost grows with what was not flushed, not with the size of the database.
 //!
-//! Order: the log's tail is the position; records behind the table's last flush are replayed into the table; the WAL is
-//! folded in (`open_wal`), with what is left of earlier ones (`aside`); pages of the replayed records that differ from the log are written from it, as up to the
-//! flush the files were made durable; what clients wrote without a journal is captured. A hot journal is left for SQLite
-//! to roll back, unless the log shows that its transaction committed. After a power loss all other pages are compared in
-//! the background.
+//! Order: the log's tail is the position; records behind the table's last flush are replayed into the table; what is left
+//! of WALs that earlier starts set aside (`aside`) and then the WAL that is there (`open_wal`) are folded in; pages of the
+//! replayed records that differ from the log are written from it, as up to the flush the files were made durable; what
+//! clients wrote without a journal is captured. A hot journal is left for SQLite to roll back, unless the log shows that
+//! its transaction committed. After a power loss all other pages are compared in the background.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
