@@ -160,6 +160,32 @@ fn a_hole_is_not_read_and_not_written_in_rollback_mode() {
     a_hole_is_cheap("DELETE");
 }
 
+/// Pages that were cut off may come back as zeros: what the WAL of a replica holds of them from before is not their content.
+#[test]
+fn pages_that_come_back_empty_are_not_read_from_old_frames() {
+    let node = primary("WAL");
+    let replica = Node::new();
+    replicate(&node, &replica);
+    // Keeps the WAL.
+    let reader = replica.mount();
+    assert_eq!(common::count(&reader), 1);
+    let client = node.mount();
+    client.exec("INSERT INTO t VALUES(2, randomblob(200000))");
+    replicate(&node, &replica);
+    let pages = node.db().status().unwrap().pages;
+    client.exec("DELETE FROM t WHERE x = 2; VACUUM");
+    replicate(&node, &replica);
+    client.exec("PRAGMA wal_checkpoint(TRUNCATE)");
+    drop(client);
+    assert!(node.db().status().unwrap().pages < pages);
+    grow(&node, pages);
+    let pos = node.db().reconcile().unwrap();
+    replicate(&node, &replica);
+    assert_eq!(reader.query("PRAGMA page_count"), pages.to_string());
+    reader.exec("PRAGMA wal_checkpoint(TRUNCATE)");
+    assert_eq!(checksum(&replica.path()), pos.post_apply);
+}
+
 /// After a kill the files are compared with the log, from which the table is made again.
 #[test]
 fn a_start_reads_data_only() {

@@ -358,15 +358,16 @@ fn starts_over(state: &State, index: &IndexHeader) -> bool {
     known.is_some_and(|known| index.salt[0] == known.salt[0].wrapping_add(1))
 }
 
-/// The next page that needs a frame. Pages that the database grows by, that no frame holds and where the main file has a hole
-/// need none, and there may be gigabytes of them.
+/// The next page that needs a frame. Pages that the database grows by, that never had a frame in this WAL and where the main file has
+/// what is wanted, a hole say, need none, and there may be gigabytes of them.
 fn next_frame(
     pages: &mut ChangedPages,
     state: &mut State,
     unwritten: &mut Vec<(Pgno, Checksum)>,
 ) -> Result<Option<ChangedPage>> {
     while let Some(page) = pages.next(state)? {
-        if !page.is_there || page.pgno.get() <= state.commit || state.wal.holds(page.pgno) {
+        let has_frame = state.wal.holds(page.pgno) || state.wal.has_outdated(page.pgno);
+        if !page.is_there || page.pgno.get() <= state.commit || has_frame {
             return Ok(Some(page));
         }
         unwritten.push((page.pgno, page.checksum));

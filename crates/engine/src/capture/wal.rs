@@ -4,7 +4,7 @@
 //! salts and checksums proves. A WAL starts over only after all its pages were written to the main file, and every such
 //! write captures first, so no frame is overwritten before it was captured.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 
 use sqlite_format::wal::{
@@ -53,6 +53,8 @@ pub(crate) struct Wal {
     pub(super) unpublished: Vec<(WalPosition, u32)>,
     /// Newest of those frames for each page.
     pages: HashMap<u32, u32>,
+    /// Pages that had frames and lay behind the end of the database when it shrank.
+    cut_off: HashSet<u32>,
     /// Page of every frame, in order.
     pub(super) order: Vec<u32>,
     /// The wal-index that clients of mode D should see.
@@ -98,6 +100,12 @@ impl Wal {
         self.pages.contains_key(&pgno.get())
     }
 
+    /// The page has frames, but they are older than the database's present size. A reader would find them if the database grew without a
+    /// new one, and a checkpoint that began before still writes them.
+    pub(crate) fn has_outdated(&self, pgno: Pgno) -> bool {
+        self.cut_off.contains(&pgno.get()) && !self.holds(pgno)
+    }
+
     /// Captured frames of the current generation.
     pub(crate) fn frames(&self) -> u32 {
         self.at.map_or(0, |at| at.frames)
@@ -126,6 +134,7 @@ impl Wal {
         self.published = None;
         self.unpublished.clear();
         self.pages.clear();
+        self.cut_off.clear();
         self.order.clear();
         self.image = IndexImage::default();
     }
@@ -171,7 +180,8 @@ impl Wal {
         if commit < self.commit {
             // When the database grows again, these frames count for readers only if no checkpoint came in between.
             // Nobody cares what such a page holds; what a checkpoint makes of it is captured then.
-            self.pages.retain(|page, _| *page <= commit);
+            let gone = self.pages.extract_if(|page, _| *page > commit);
+            self.cut_off.extend(gone.map(|(page, _)| page));
         }
         self.at = Some(end);
         self.commit = commit;

@@ -491,7 +491,9 @@ fn preserves_content(state: &State, offset: u64, data: &[u8]) -> bool {
     }
     data.chunks_exact(size).enumerate().all(|(i, page)| {
         Pgno::containing(offset + (i * size) as u64, page_size).is_some_and(|pgno| {
-            let behind = pgno.get() > state.commit.max(state.incoming) && state.wal.frames() > 0;
+            // What a transaction that is being applied grows by it does not write, unless there is a frame already.
+            let behind = pgno.get() > state.commit.max(state.incoming) && state.wal.frames() > 0
+                || pgno.get() > state.commit && state.wal.has_outdated(pgno);
             behind || state.wal.holds(pgno) || state.is_current(pgno, page)
         })
     })
