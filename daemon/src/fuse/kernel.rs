@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use engine::{CheckpointMode, CheckpointResult, Coherence, DbName, Kernel, LockFiles, Side, Store};
 use fuser::{INodeNo, Notifier};
@@ -26,6 +27,10 @@ use crate::companion::{self, Companion, OpenedFile};
 
 /// The kernel copies a stored range page by page and refuses more than it asked to be told at once.
 const STORE_CHUNK: usize = 1 << 20;
+/// Pause between two attempts to tell of an inode whose LOOKUP is being answered.
+const ANSWER: Duration = Duration::from_micros(50);
+/// How long such an answer may take on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(crate) struct MountKernel {
     edge: Arc<Edge>,
@@ -44,10 +49,10 @@ impl MountKernel {
         path: PathBuf,
     ) -> MountKernel {
         MountKernel {
+            notices: Notices::new(notifier, edge.clone()),
             edge,
             companion,
             path,
-            notices: Notices::new(notifier),
             locks: Mutex::default(),
         }
     }
@@ -114,14 +119,7 @@ impl Kernel for MountKernel {
         }
         for (index, chunk) in data.chunks(STORE_CHUNK).enumerate() {
             let offset = offset + (index * STORE_CHUNK) as u64;
-            self.notices.send_with(
-                |notifier| notifier.store(INodeNo(id), offset, chunk),
-                || Notice::Store {
-                    id,
-                    offset,
-                    data: chunk.to_vec(),
-                },
-            );
+            self.notices.store(id, offset, chunk);
         }
     }
 
@@ -280,26 +278,64 @@ enum Notice {
 }
 
 impl Notice {
-    fn deliver(&self, notifier: &Notifier) -> io::Result<()> {
+    fn deliver(&self, addressee: &Addressee) -> io::Result<()> {
         match self {
-            Notice::Attributes { id } => notifier.inval_inode(INodeNo(*id), -1, 0),
-            Notice::Pages { id, offset, length } => notifier.inval_inode(INodeNo(*id), *offset, *length),
-            Notice::Store { id, offset, data } => notifier.store(INodeNo(*id), *offset, data),
-            Notice::Name { parent, name } => notifier.inval_entry(INodeNo(*parent), OsStr::from_bytes(name)),
+            Notice::Attributes { id } => addressee.invalidate(*id, -1, 0),
+            Notice::Pages { id, offset, length } => addressee.invalidate(*id, *offset, *length),
+            Notice::Store { id, offset, data } => addressee.store(*id, *offset, data),
+            Notice::Name { parent, name } => addressee
+                .notifier
+                .inval_entry(INodeNo(*parent), OsStr::from_bytes(name)),
+        }
+    }
+}
+
+/// The kernel, as the one who is told.
+#[derive(Clone)]
+struct Addressee {
+    notifier: Notifier,
+    edge: Arc<Edge>,
+}
+
+impl Addressee {
+    fn store(&self, id: u64, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.once_known(id, || self.notifier.store(INodeNo(id), offset, data))
+    }
+
+    fn invalidate(&self, id: u64, offset: i64, length: i64) -> io::Result<()> {
+        self.once_known(id, || self.notifier.inval_inode(INodeNo(id), offset, length))
+    }
+
+    /// Tells the kernel about an inode. One that it does not know although a LOOKUP was answered with it is about to be known, with
+    /// attributes from before the change, and would keep them: it is told again until it knows the inode, or has forgotten it.
+    fn once_known(&self, id: u64, tell: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let started = Instant::now();
+        loop {
+            match tell() {
+                Err(error)
+                    if error.raw_os_error() == Some(libc::ENOENT)
+                        && self.edge.table.by_inode(id).is_some()
+                        && started.elapsed() < PATIENCE =>
+                {
+                    thread::sleep(ANSWER);
+                }
+                told => return told,
+            }
         }
     }
 }
 
 struct Notices {
-    notifier: Notifier,
+    addressee: Addressee,
     /// For threads that may not wait.
     later: Sender<Notice>,
 }
 
 impl Notices {
-    fn new(notifier: Notifier) -> Notices {
+    fn new(notifier: Notifier, edge: Arc<Edge>) -> Notices {
+        let addressee = Addressee { notifier, edge };
         let (later, queue) = channel::<Notice>();
-        let deliverer = notifier.clone();
+        let deliverer = addressee.clone();
         let spawned = thread::Builder::new().name("notify".into()).spawn(move || {
             for notice in queue {
                 log_failure(notice.deliver(&deliverer));
@@ -308,7 +344,7 @@ impl Notices {
         if let Err(error) = spawned {
             tracing::error!(%error, "start the thread `notify`: clients may see outdated pages");
         }
-        Notices { notifier, later }
+        Notices { addressee, later }
     }
 
     fn send(&self, notice: Notice) {
@@ -316,16 +352,20 @@ impl Notices {
             // The receiver lives as long as the mount.
             let _ = self.later.send(notice);
         } else {
-            log_failure(notice.deliver(&self.notifier));
+            log_failure(notice.deliver(&self.addressee));
         }
     }
 
-    /// As [`Notices::send`], without copying the data where that is possible.
-    fn send_with(&self, now: impl FnOnce(&Notifier) -> io::Result<()>, later: impl FnOnce() -> Notice) {
+    /// Stores bytes in the page cache, without copying them where that is possible.
+    fn store(&self, id: u64, offset: u64, data: &[u8]) {
         if is_serving_thread() {
-            let _ = self.later.send(later());
+            let _ = self.later.send(Notice::Store {
+                id,
+                offset,
+                data: data.to_vec(),
+            });
         } else {
-            log_failure(now(&self.notifier));
+            log_failure(self.addressee.store(id, offset, data));
         }
     }
 }

@@ -73,6 +73,8 @@ impl Edge {
         let path = backing::join(&parent.path(), name);
         let part = self.part(&path, &stat);
         let node = self.table.remember(fd, &stat, path, part).ok_or(Errno::EXDEV)?;
+        // The kernel keeps these attributes. It is told of what the daemon changes from here on; what came before must be in them.
+        let stat = backing::stat_fd(node.fd()).inspect_err(|_| self.table.forget(node.id(), 1))?;
         Ok((node, stat))
     }
 
