@@ -48,7 +48,8 @@ pub trait Kernel: Send + Sync {
     fn coherence(&self) -> Coherence;
     /// Descriptors of the database's files on the mount, to lock through. Creates an empty `-shm` if there is none.
     fn open_locks(&self, db: &DbName) -> io::Result<Arc<dyn LockFiles>>;
-    /// Puts bytes into the kernel's page cache and extends the cached size; nothing happens for files it does not know.
+    /// Puts bytes into the kernel's page cache and extends the cached size; where the kernel reads the backing file itself it forgets the
+    /// size that it remembers. Nothing happens for files it does not know.
     fn store(&self, db: &DbName, side: Side, offset: u64, data: &[u8]);
     /// Drops cached pages (`None`: all of them) and attributes.
     fn invalidate(&self, db: &DbName, side: Side, range: Option<(u64, u64)>);

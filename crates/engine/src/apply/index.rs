@@ -27,6 +27,23 @@ use crate::name::Side;
 pub(super) type Stores = Vec<(u64, Vec<u8>)>;
 
 impl Database {
+    /// Makes the wal-index long enough for that many frames, before anybody looks for them: who finds it shorter than its header says
+    /// takes that for an error.
+    pub(super) fn lengthen_index(&self, kernel: &dyn Kernel, frames: u32) -> Result<()> {
+        let grown = {
+            let mut state = self.state.lock();
+            let path = state.backing.path(Side::Shm).to_owned();
+            let shm = state.backing.get_or_create(Side::Shm)?;
+            let needed = (block_count(frames) * BLOCK_SIZE) as u64;
+            extend(&shm, needed).map_err(Error::io("shm.extend", path))?
+        };
+        if grown {
+            // Where clients map the backing file, the kernel still has to be told of its size.
+            kernel.store(&self.name, Side::Shm, 0, &[]);
+        }
+        Ok(())
+    }
+
     /// Publishes frames to the clients whose wal-index has the header `index`. Where there is none there is nothing to do:
     /// the client that builds it finds the frames in the WAL. A header over entries that were never made would be believed.
     pub(super) fn publish_frames(
@@ -51,8 +68,6 @@ impl Database {
         };
         let path = state.backing.path(Side::Shm).to_owned();
         let shm = state.backing.get_or_create(Side::Shm)?;
-        let needed = (block_count(appended.end.frames) * BLOCK_SIZE) as u64;
-        extend(&shm, needed).map_err(Error::io("shm.extend", &path))?;
         let header = IndexHeader {
             change: state.wal.next_change(Some(index.change)),
             big_endian: wal.big_endian,
@@ -210,9 +225,12 @@ impl crate::capture::wal::Wal {
 }
 
 /// Makes the wal-index as long as that, with storage behind every page as SQLite does: a store into a hole of a mapping kills
-/// the client if the disk is full.
-fn extend(shm: &File, needed: u64) -> io::Result<()> {
+/// the client if the disk is full. Returns whether it was shorter.
+fn extend(shm: &File, needed: u64) -> io::Result<bool> {
     const PAGE: u64 = 4096;
     let len = shm.metadata()?.len();
-    (len / PAGE..needed.div_ceil(PAGE)).try_for_each(|page| shm.write_all_at(&[0], (page + 1) * PAGE - 1))
+    for page in len / PAGE..needed.div_ceil(PAGE) {
+        shm.write_all_at(&[0], (page + 1) * PAGE - 1)?;
+    }
+    Ok(len < needed)
 }

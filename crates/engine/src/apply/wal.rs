@@ -137,6 +137,9 @@ impl Database {
         let kernel = self.shared.kernel();
         self.find_end(&writer, &*kernel)?;
         let appended = self.append_frames(record, &*kernel)?;
+        if writer.index.is_some() {
+            self.lengthen_index(&*kernel, appended.end.frames)?;
+        }
         let mut state = self.state.lock();
         let rolling = state.rolling_after(appended.changes(), record.info.commit);
         if rolling != record.info.post {
