@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use engine::{DbName, Side};
 use fuser::{BackingId, FileAttr, FopenFlags};
@@ -32,6 +33,14 @@ pub(crate) struct Opened {
     pub(crate) number: u64,
     pub(crate) flags: FopenFlags,
     pub(crate) backing: Option<Arc<BackingId>>,
+}
+
+/// A file that was created and opened.
+pub(crate) struct Created {
+    pub(crate) attr: FileAttr,
+    /// How long the kernel may believe the name and the attributes.
+    pub(crate) ttl: Duration,
+    pub(crate) opened: Opened,
 }
 
 /// Attributes to change; what is `None` stays.
@@ -69,7 +78,7 @@ impl Edge {
         flags: i32,
         caller: Caller,
         register: impl FnOnce(&File) -> io::Result<BackingId>,
-    ) -> Answer<(FileAttr, Opened)> {
+    ) -> Answer<Created> {
         let dir = self.node(parent)?;
         let mut created = None;
         let mut op = || {
@@ -94,11 +103,11 @@ impl Edge {
             Some(file) => file,
             None => open_backing_file(&node, write).inspect_err(|_| self.table.forget(node.id(), 1))?,
         };
-        let id = node.id();
+        let (id, ttl) = (node.id(), self.ttl(&node));
         let opened = self
             .admit(node, file, write, born, caller, register)
             .inspect_err(|_| self.table.forget(id, 1))?;
-        Ok((attr, opened))
+        Ok(Created { attr, ttl, opened })
     }
 
     fn admit(

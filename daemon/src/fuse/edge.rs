@@ -15,7 +15,7 @@ use super::presence::Presence;
 use super::refusals::Refusals;
 use super::requests::{FileKind, Op, Requests};
 use super::shm_keeper::ShmKeeper;
-use super::virtual_files::VirtualFiles;
+use super::virtual_files::{self, VirtualFiles};
 use super::wal_watch::WalWatch;
 use crate::companion::Companion;
 
@@ -116,6 +116,22 @@ impl Edge {
             Some((name, Side::Database)) if self.database(&name).is_none() => FileKind::Other,
             Some((_, side)) => node::kind_of(side),
             None => FileKind::Other,
+        }
+    }
+
+    /// How long the kernel may believe what it is told of a file. Answers that it believes unseen, to a CREATE and to a change of the owner,
+    /// may be older than what the daemon tells it meanwhile: of the WAL that a replica's apply appends to it must ask for the size anew.
+    pub(crate) fn ttl(&self, node: &Node) -> Duration {
+        match node.kind() {
+            FileKind::Wal if !self.store.role().is_primary() => Duration::ZERO,
+            FileKind::Database | FileKind::Wal | FileKind::Shm | FileKind::Journal | FileKind::Other => TTL,
+        }
+    }
+
+    pub(crate) fn ttl_by_id(&self, id: u64) -> Duration {
+        match VirtualFiles::is_virtual(id) {
+            true => virtual_files::TTL,
+            false => self.table.get(id).map_or(TTL, |node| self.ttl(&node)),
         }
     }
 

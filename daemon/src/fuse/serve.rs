@@ -17,7 +17,7 @@ use fuser::{
 };
 
 use super::backing::Moment;
-use super::data::{Changes, Opened};
+use super::data::{Changes, Created, Opened};
 use super::edge::{Edge, TTL};
 use super::errno::{Answer, Errno};
 use super::readdir;
@@ -49,18 +49,6 @@ fn reply_empty(reply: ReplyEmpty, answer: Answer<()>) {
     }
 }
 
-fn reply_attr(reply: ReplyAttr, id: INodeNo, answer: Answer<FileAttr>) {
-    let ttl = if virtual_files::VirtualFiles::is_virtual(id.0) {
-        virtual_files::TTL
-    } else {
-        TTL
-    };
-    match answer {
-        Ok(attr) => reply.attr(&ttl, &attr),
-        Err(error) => reply.error(error.into()),
-    }
-}
-
 fn reply_made(reply: ReplyEntry, answer: Answer<FileAttr>) {
     match answer {
         Ok(attr) => reply.entry(&TTL, &attr, GENERATION),
@@ -69,6 +57,13 @@ fn reply_made(reply: ReplyEntry, answer: Answer<FileAttr>) {
 }
 
 impl Serve {
+    fn reply_attr(&self, reply: ReplyAttr, id: INodeNo, answer: Answer<FileAttr>) {
+        match answer {
+            Ok(attr) => reply.attr(&self.edge.ttl_by_id(id.0), &attr),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
     fn count_name(&self, op: Op, parent: INodeNo, name: &OsStr) {
         self.edge.count(op, self.edge.kind_by_name(parent.0, name));
     }
@@ -156,7 +151,7 @@ impl Filesystem for Serve {
 
     fn getattr(&self, _request: &Request, id: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         self.count_inode(Op::Getattr, id);
-        reply_attr(reply, id, self.edge.getattr(id.0));
+        self.reply_attr(reply, id, self.edge.getattr(id.0));
     }
 
     fn setattr(
@@ -189,7 +184,7 @@ impl Filesystem for Serve {
         let answer = self
             .edge
             .setattr(id.0, handle.map(|handle| handle.0), changes, caller(request));
-        reply_attr(reply, id, answer);
+        self.reply_attr(reply, id, answer);
     }
 
     fn readlink(&self, _request: &Request, id: INodeNo, reply: ReplyData) {
@@ -313,25 +308,14 @@ impl Filesystem for Serve {
             .edge
             .create((parent.0, name), (mode, umask), flags, caller(request), register)
         {
-            Ok((
-                attr,
-                Opened {
-                    number,
-                    flags,
-                    backing: Some(backing),
-                },
-            )) => {
-                reply.created_passthrough(&TTL, &attr, GENERATION, FileHandle(number), flags, &backing);
-            }
-            Ok((
-                attr,
-                Opened {
-                    number,
-                    flags,
-                    backing: None,
-                },
-            )) => {
-                reply.created(&TTL, &attr, GENERATION, FileHandle(number), flags);
+            Ok(Created { attr, ttl, opened }) => {
+                let (number, flags) = (FileHandle(opened.number), opened.flags);
+                match opened.backing {
+                    Some(backing) => {
+                        reply.created_passthrough(&ttl, &attr, GENERATION, number, flags, &backing);
+                    }
+                    None => reply.created(&ttl, &attr, GENERATION, number, flags),
+                }
             }
             Err(error) => reply.error(error.into()),
         }
