@@ -3,7 +3,7 @@
 mod mount_support;
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -629,6 +629,31 @@ fn opening_and_closing_from_all_sides_never_fails() {
                 });
             }
         });
+        rig.stop();
+    }
+}
+
+/// Between a CREATE by root and SQLite's chown after it another user would find a file that is closed to him.
+#[test]
+fn a_wal_that_root_creates_belongs_to_the_owner_of_the_database_from_the_first() {
+    const NOBODY: u32 = 65534;
+    for mode in MODES {
+        let rig = Rig::start(mode);
+        drop(open(&rig, "app.db", "delete"));
+        let main = rig.path("app.db");
+        std::os::unix::fs::chown(&main, Some(NOBODY), Some(NOBODY)).unwrap();
+        fs::set_permissions(&main, fs::Permissions::from_mode(0o640)).unwrap();
+        for side in ["app.db-wal", "app.db-shm"] {
+            File::create_new(rig.path(side)).unwrap();
+            let made = fs::metadata(rig.path(side)).unwrap();
+            assert_eq!(
+                (made.uid(), made.gid(), made.mode() & 0o7777),
+                (NOBODY, NOBODY, 0o640),
+                "{side}"
+            );
+        }
+        File::create_new(rig.path("other-wal")).unwrap();
+        assert_eq!(fs::metadata(rig.path("other-wal")).unwrap().uid(), 0);
         rig.stop();
     }
 }

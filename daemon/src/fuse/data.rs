@@ -80,8 +80,18 @@ impl Edge {
         register: impl FnOnce(&File) -> io::Result<BackingId>,
     ) -> Answer<Created> {
         let dir = self.node(parent)?;
+        let roots = self
+            .classify(&backing::join(&dir.path(), name))
+            .filter(|(_, side)| caller.uid == 0 && matches!(side, Side::Wal | Side::Shm))
+            .filter(|part| self.database_of(Some(part)).is_some())
+            .filter(|(database, _)| database.file_in(&self.files_dir, Side::Database).exists());
         let mut created = None;
         let mut op = || {
+            // SQLite gives to the database's owner what it creates as root, as the companions do all the time. Until then other users could
+            // not open the file and would take the database for read-only.
+            if let Some((database, side)) = &roots {
+                return self.store.create_side_file(database, *side);
+            }
             created = Some(backing::create(dir.fd(), name, caller.owns(mode, umask))?);
             Ok(())
         };
