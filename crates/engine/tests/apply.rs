@@ -4,6 +4,7 @@ mod common;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use common::{Client, Node, count, integrity, replicate};
 use engine::{Coherence, Role, Side, StoreOptions};
@@ -16,6 +17,31 @@ fn wal_primary() -> (Node, Client) {
         "PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0; CREATE TABLE t(x INTEGER PRIMARY KEY, y)",
     );
     (primary, client)
+}
+
+/// Where the WAL is read through the daemon, what rests in it costs a reader a request for each page.
+#[test]
+fn what_was_applied_moves_to_the_main_file_while_readers_are_connected() {
+    let (primary, client) = wal_primary();
+    let replica = Node::new();
+    replicate(&primary, &replica);
+    let reader = replica.mount();
+    assert_eq!(count(&reader), 0);
+    client.exec("INSERT INTO t VALUES(1, randomblob(9000))");
+    replicate(&primary, &replica);
+    let shm = replica.store.files_dir().join("a.db-shm");
+    let moved = || {
+        let index = std::fs::read(&shm).unwrap();
+        let word = |at: usize| u32::from_ne_bytes(index[at..at + 4].try_into().unwrap());
+        // mxFrame and nBackfill.
+        word(16) > 0 && word(16) == word(96)
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !moved() {
+        assert!(Instant::now() < deadline, "the frames stay in the WAL");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(count(&reader), 1);
 }
 
 /// SQLite makes the wal-index say that the WAL is empty before it overwrites a frame. A reader that came between the two

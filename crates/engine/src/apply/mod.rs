@@ -264,6 +264,7 @@ impl Database {
 
     /// The database was dropped on the primary.
     fn apply_removal(&self, record: &Record) -> Result<()> {
+        self.shared.checkpointer.forget(&self.name);
         {
             let mut state = self.state.lock();
             for side in Side::ALL {

@@ -168,9 +168,8 @@ impl Database {
         }
         state.applied(record);
         self.check_rolling(&mut state, record)?;
-        if state.wal.frames() >= CHECKPOINT_FRAMES {
-            self.shared.checkpointer.request(&self.name);
-        }
+        let long = state.wal.frames() >= CHECKPOINT_FRAMES;
+        self.shared.checkpointer.request(&self.name, long);
         drop(state);
         for (offset, bytes) in stores {
             kernel.store(&self.name, Side::Shm, offset, &bytes);
