@@ -110,6 +110,10 @@ impl Mount {
                 self.last_words()
             ));
         }
+        // It detaches first and ends then.
+        if !table::is_mounted(&self.directory) {
+            return Err(format!("nothing is mounted any more{}", self.last_words()));
+        }
         errand(
             Command::new("stat").arg("--").arg(&self.directory),
             "the mount does not answer: stat",
