@@ -30,6 +30,8 @@ use slot::Slot;
 const ENTRY: usize = 8;
 /// What is written at once.
 const BLOCK: usize = 4096;
+/// What is read at once: little enough to stay in the processor's cache.
+const READ: usize = 64 << 10;
 const BLOCK_ENTRIES: usize = BLOCK / ENTRY;
 /// Entries start behind two header slots, each a block of its own so that a torn write harms one only.
 const ENTRIES_OFFSET: u64 = 2 * BLOCK as u64;
@@ -292,11 +294,16 @@ fn index(pgno: Pgno) -> usize {
 
 /// Entries the file does not reach were never written: their pages are unknown.
 fn read_entries(file: &dyn DiskFile, pages: u32, file_len: u64) -> Result<Vec<u64>> {
-    let present = (file_len.saturating_sub(ENTRIES_OFFSET) / ENTRY as u64).min(u64::from(pages));
-    let mut bytes = vec![0; present as usize * ENTRY];
-    file.read_exact_at("checksums.open.read", &mut bytes, ENTRIES_OFFSET)?;
+    let present = (file_len.saturating_sub(ENTRIES_OFFSET) / ENTRY as u64).min(u64::from(pages)) as usize;
+    let mut entries = Vec::with_capacity(pages as usize);
+    let mut bytes = vec![0; READ.min(present * ENTRY)];
     let entry = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().expect("chunks of eight"));
-    let mut entries: Vec<u64> = bytes.chunks_exact(ENTRY).map(entry).collect();
+    while entries.len() < present {
+        let count = READ.min((present - entries.len()) * ENTRY);
+        let offset = ENTRIES_OFFSET + (entries.len() * ENTRY) as u64;
+        file.read_exact_at("checksums.open.read", &mut bytes[..count], offset)?;
+        entries.extend(bytes[..count].chunks_exact(ENTRY).map(entry));
+    }
     entries.resize(pages as usize, 0);
     Ok(entries)
 }

@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread::{Builder, Scope, ScopedJoinHandle};
 
 use ltx::{Checksum, Decoder, Pos, Txid, ZeroPages};
 use parking_lot::Mutex;
@@ -21,8 +22,10 @@ use sqlite_format::{PageSize, Pgno};
 use super::aside::Aside;
 use super::backing::Backing;
 use super::closed::Closed;
+use super::open_wal::seal_left;
 use super::scan::{Holes, Scan};
 use super::scratch::{Left, Scratch};
+use super::seal::unseal;
 use super::state::State;
 use super::{Database, DatabaseMetrics};
 use crate::apply::Backlog;
@@ -39,20 +42,68 @@ enum Touched {
     All,
 }
 
+/// Work that goes on beside the thread that opens the database.
+fn aside_of<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> Result<T> + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, Result<T>>> {
+    Builder::new()
+        .name("litefs-open".to_owned())
+        .spawn_scoped(scope, work)
+        .map_err(Error::io("thread.spawn", "litefs-open"))
+}
+
+fn joined<T>(work: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    work.join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 impl Database {
     /// Opens the database that is kept in `home`, before anybody can use its files.
+    ///
+    /// What takes time and depends on nothing else runs side by side: the WAL is sealed while log and table are read, and the log is
+    /// synced while the table is brought up to date.
     pub(crate) fn open(shared: Arc<Shared>, name: DbName, home: PathBuf) -> Result<Arc<Database>> {
-        let (db, left) = Database::load(shared, name, home)?;
-        db.recover(&left)?;
-        Ok(db)
+        let mut backing = Backing::new(&shared.files, &name);
+        let wal = backing.get(Side::Wal)?;
+        std::thread::scope(|scope| {
+            let sealing = wal.clone().map(|wal| {
+                let (shared, name) = (shared.clone(), name.clone());
+                aside_of(scope, move || seal_left(&shared, &name, &wal))
+            });
+            let loaded = Database::load(shared.clone(), name, home, backing);
+            let sealed = sealing.map_or(Ok(()), |sealing| joined(sealing?));
+            if loaded.is_err()
+                && let Some(wal) = &wal
+            {
+                // Nobody is going to take it out of the mount.
+                let _ = unseal(wal);
+            }
+            let (db, left) = loaded?;
+            sealed?;
+            let settling = wal.filter(|_| !left.clean).map(|_| {
+                let db = db.clone();
+                aside_of(scope, move || Ok(db.log.settle()?))
+            });
+            let recovered = db.recover(&left);
+            settling.map_or(Ok(()), |settling| joined(settling?))?;
+            recovered?;
+            Ok(db)
+        })
     }
 
     /// A database of which nothing is known yet. Clients may have its files open.
     pub(crate) fn create(shared: Arc<Shared>, name: DbName, home: PathBuf) -> Result<Arc<Database>> {
-        Ok(Database::load(shared, name, home)?.0)
+        let backing = Backing::new(&shared.files, &name);
+        Ok(Database::load(shared, name, home, backing)?.0)
     }
 
-    fn load(shared: Arc<Shared>, name: DbName, home: PathBuf) -> Result<(Arc<Database>, Left)> {
+    fn load(
+        shared: Arc<Shared>,
+        name: DbName,
+        home: PathBuf,
+        backing: Backing,
+    ) -> Result<(Arc<Database>, Left)> {
         let disk = &shared.options.disk;
         disk.create_dir_all("database.mkdir", &home)?;
         let options = LogOptions {
@@ -60,15 +111,20 @@ impl Database {
             compress: shared.options.compress,
         };
         let closed = Arc::new(Closed::new(name.clone(), shared.clone()));
-        let log = Log::open(disk.clone(), home.join("log"), options)?;
+        let (log, table) = std::thread::scope(|scope| {
+            let table = aside_of(scope, || {
+                Ok(ChecksumTable::open(&**disk, &home.join("checksums"))?)
+            });
+            let log = Log::open(disk.clone(), home.join("log"), options);
+            (log, table.and_then(joined))
+        });
+        let (log, table) = (log?, table?);
         let closing = closed.clone();
         log.on_poison(move |reason| closing.close(reason));
         if let Some(repair) = log.repair() {
             tracing::info!(db = %name, ?repair, "log ended in an unfinished record");
         }
-        let table = ChecksumTable::open(&**disk, &home.join("checksums"))?;
         let (scratch, left) = Scratch::open(&home.join("scratch"))?;
-        let backing = Backing::new(&shared.files, &name);
         let state = State {
             pos: Pos::ZERO,
             table,

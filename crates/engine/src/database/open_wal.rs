@@ -19,7 +19,8 @@ use super::{Database, aside};
 use crate::capture::wal::{Until, Wal, read_header};
 use crate::error::{Error, Result};
 use crate::log::{Origin, RecordInfo};
-use crate::name::Side;
+use crate::name::{DbName, Side};
+use crate::shared::Shared;
 
 impl Database {
     /// Captures what the WAL holds beyond the log, then moves its content to the main file and removes it.
@@ -27,8 +28,6 @@ impl Database {
         let Some(file) = state.backing.get(Side::Wal)? else {
             return Ok(());
         };
-        // First, or a client that goes on writing on a dead mount could keep the capture busy for ever.
-        self.seal(state, &file)?;
         if let Some(header) = read_header(&file)? {
             let captures = match self.wal_start(state, &header, left, tail)? {
                 Start::After(frames) if self.map_logged(state, &file, header, frames, left)? => {
@@ -59,16 +58,6 @@ impl Database {
         }
         state.wal = Wal::default();
         state.set_cursor();
-        Ok(())
-    }
-
-    /// Keeps clients of a dead mount from going on in a WAL that nobody will look at any more.
-    fn seal(&self, state: &State, wal: &File) -> Result<()> {
-        if self.shared.options.seal
-            && !seal(wal).map_err(Error::io("wal.seal", state.backing.path(Side::Wal)))?
-        {
-            tracing::debug!(db = %self.name, "the WAL cannot be sealed: its file system or a missing CAP_LINUX_IMMUTABLE");
-        }
         Ok(())
     }
 
@@ -203,6 +192,15 @@ impl Database {
         file.set_len(page_size.file_size(state.commit))
             .map_err(Error::io("database.truncate", state.backing.path(Side::Database)))
     }
+}
+
+/// Keeps clients of a dead mount from going on in a WAL that nobody will look at any more. Comes before everything else that is done with
+/// it: a client that goes on writing could keep the capture busy for ever.
+pub(super) fn seal_left(shared: &Shared, name: &DbName, wal: &File) -> Result<()> {
+    if shared.options.seal && !seal(wal).map_err(Error::io("wal.seal", name.file(Side::Wal)))? {
+        tracing::debug!(db = %name, "the WAL cannot be sealed: its file system or a missing CAP_LINUX_IMMUTABLE");
+    }
+    Ok(())
 }
 
 /// Which frames of a WAL that was found are not in the log.

@@ -223,11 +223,14 @@ impl Log {
     /// Makes durable what was found when the log was opened, before anything is built on it: a process may have died
     /// between a change and its sync, and what it removed must not come back behind what is appended from now on. Not
     /// done at the start, because there it would be the cost of every database, used or not.
-    fn settle(&self) -> Result<()> {
+    pub(crate) fn settle(&self) -> Result<()> {
         if self.settled.load(Ordering::Acquire) {
             return Ok(());
         }
         let _turn = self.syncing.lock();
+        if self.settled.load(Ordering::Acquire) {
+            return Ok(());
+        }
         self.check_poison()?;
         let (last, tail) = {
             let shared = self.shared.read();
