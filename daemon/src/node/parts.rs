@@ -58,9 +58,7 @@ impl Parts {
             address: config.http.addr.clone(),
             source,
         })?;
-        let (dir, store_options) = (config.data.dir.clone(), setup::store(config));
-        let store = blocking(move || Ok(Store::open(&dir, store_options)?)).await?;
-        self.store = Some(store.clone());
+        let store = self.open(options).await?;
         if stop.is_cancelled() {
             return Ok(Progress::Interrupted);
         }
@@ -81,24 +79,33 @@ impl Parts {
         Ok(self.join_cluster(options, stop).await)
     }
 
-    async fn mount(&mut self, options: &Options, store: Arc<Store>) -> Result<(), NodeError> {
+    /// Opens the store while the companions start: after a crash the one may take as long as the other.
+    async fn open(&mut self, options: &Options) -> Result<Arc<Store>, NodeError> {
+        let config = &options.config;
+        let (dir, store_options) = (config.data.dir.clone(), setup::store(config));
+        let opening = blocking(move || Ok(Store::open(&dir, store_options)?));
         let lock = self.lock.take();
-        let started = blocking(move || {
+        let starting = blocking(move || {
             let companion = lock
                 .as_ref()
                 .map(|lock| Companion::start(lock, &CompanionOptions::default()));
             Ok((lock, companion.transpose()))
         });
-        let (lock, companion) = started.await?;
+        let (store, started) = tokio::join!(opening, starting);
+        let (lock, companion) = started?;
         self.lock = lock;
-        let companion = companion.map_err(|source| NodeError::Io {
+        self.companion = companion.map_err(|source| NodeError::Io {
             operation: "start the companion",
             source,
         })?;
-        let Some(companion) = companion else {
+        self.store = Some(store?);
+        self.store.clone().ok_or(NodeError::Thread)
+    }
+
+    async fn mount(&mut self, options: &Options, store: Arc<Store>) -> Result<(), NodeError> {
+        let Some(companion) = self.companion.clone() else {
             return Err(NodeError::Thread);
         };
-        self.companion = Some(companion.clone());
         let (presence, options) = (Arc::new(Presence::default()), setup::mount(options));
         self.presence = Some(presence.clone());
         let mounted = store.clone();
