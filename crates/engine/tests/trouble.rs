@@ -204,7 +204,7 @@ fn a_failed_sync_fences_the_writers_that_nobody_asks() {
     disk.sync.store(0, Ordering::SeqCst);
     assert_eq!(primary.store.closed_databases(), [name()]);
     assert_eq!(told.load(Ordering::SeqCst), 1);
-    assert!(primary.db().status().unwrap().quarantine.is_some());
+    assert!(primary.db().status().quarantine.is_some());
 
     let mut committed = 1;
     eventually("the writer is fenced", || {
@@ -307,13 +307,11 @@ fn a_file_that_is_no_database_for_a_while_loses_its_replication_for_that_while()
         .write_database(&file, 0, b"no database at all")
         .unwrap();
     primary.db().close_database();
-    eventually("quarantined", || {
-        primary.db().status().unwrap().quarantine.is_some()
-    });
+    eventually("quarantined", || primary.db().status().quarantine.is_some());
     assert_eq!(primary.db().drain().unwrap(), position);
     primary.db().write_database(&file, 0, &good[..4096]).unwrap();
     primary.db().close_database();
-    eventually("resumed", || primary.db().status().unwrap().quarantine.is_none());
+    eventually("resumed", || primary.db().status().quarantine.is_none());
     let client = primary.mount();
     client.exec("INSERT INTO t VALUES(2)");
     same(&primary, &replica);
@@ -360,7 +358,7 @@ fn a_replica_that_does_not_follow_its_log_asks_for_a_snapshot_and_heals() {
             .unwrap();
         wait_applied(&replica);
         assert_eq!(replica.digest(), primary.digest(), "{mode}");
-        assert_eq!(replica.db().status().unwrap().quarantine, None);
+        assert_eq!(replica.db().status().quarantine, None);
         same(&primary, &replica);
     }
 }

@@ -38,7 +38,7 @@ fn databases(store: &Store) {
     let databases = store.databases();
     gauge!(names::DB_COUNT).set(databases.len() as f64);
     for db in databases {
-        let Ok(status) = db.status() else { continue };
+        let status = db.status();
         let name = db.name().to_string();
         let held = status
             .first_txid

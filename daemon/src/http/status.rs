@@ -43,21 +43,25 @@ pub(super) async fn status(api: Api, _: Query) -> Result<Response, ApiError> {
         primary: leadership.primary,
         fuse_mode: api.node.fuse_mode.get().cloned().unwrap_or_default(),
         lag_seconds: api.lag.seconds(),
-        databases: databases.map_err(ApiError::internal)??,
+        databases: databases.map_err(ApiError::internal)?,
         replicas: api.replicas.status(),
     })
 }
 
-/// Every database with a position that covers all commits that have returned.
-fn databases(store: &engine::Store) -> Result<Vec<DatabaseStatus>, engine::Error> {
-    store.databases().iter().map(|db| database(db)).collect()
+/// Every database with a position that covers all commits that have returned. A file that looked like one and never had a transaction is
+/// none.
+fn databases(store: &engine::Store) -> Vec<DatabaseStatus> {
+    let databases = store.databases();
+    let all = databases.iter().map(|db| database(db));
+    all.filter(|found| found.received.0 > 0 || found.quarantine.is_some())
+        .collect()
 }
 
-fn database(db: &engine::Database) -> Result<DatabaseStatus, engine::Error> {
+fn database(db: &engine::Database) -> DatabaseStatus {
     let drained = db.drain();
-    let status = db.status()?;
+    let status = db.status();
     let position = drained.as_ref().copied().unwrap_or(status.position);
-    Ok(DatabaseStatus {
+    DatabaseStatus {
         name: db.name().to_string(),
         txid: Txid(position.txid.0),
         checksum: Checksum(position.post_apply.0),
@@ -73,7 +77,7 @@ fn database(db: &engine::Database) -> Result<DatabaseStatus, engine::Error> {
         quarantine: status
             .quarantine
             .or_else(|| drained.err().map(|error| error.to_string())),
-    })
+    }
 }
 
 fn journal_mode(status: &engine::DatabaseStatus) -> String {

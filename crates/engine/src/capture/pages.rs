@@ -149,12 +149,14 @@ impl Database {
                 reason: reason.clone(),
             });
         }
+        self.tell_quarantine(Some(reason.clone()));
         state.quarantine = Some(reason);
         self.suspended.store(true, Ordering::Release);
     }
 
     pub(crate) fn resume(&self, state: &mut State) {
         if state.quarantine.take().is_some() {
+            self.tell_quarantine(None);
             self.suspended.store(false, Ordering::Release);
             tracing::info!(db = %self.name, "database is replicated again");
             self.shared.events.publish(&Event::Resumed {

@@ -21,6 +21,7 @@ mod seal;
 pub(crate) mod settle;
 pub(crate) mod state;
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,6 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ltx::{Pos, Txid};
 use metrics::{Counter, Gauge, Histogram};
 use parking_lot::Mutex;
+use sqlite_format::PageSize;
 use sqlite_format::header::JournalMode;
 
 use crate::apply::Backlog;
@@ -48,7 +50,7 @@ pub struct Database {
     pub(crate) state: Mutex<State>,
     pub(crate) backlog: Backlog,
     pub(crate) metrics: DatabaseMetrics,
-    published: Mutex<Pos>,
+    published: Mutex<Published>,
     locks: Mutex<Option<Arc<dyn LockFiles>>>,
     /// WAL_WRITE is held on behalf of a primary elsewhere.
     fenced: AtomicBool,
@@ -63,6 +65,16 @@ pub(crate) struct DatabaseMetrics {
     pub(crate) commits: Counter,
     pub(crate) txid: Gauge,
     pub(crate) capture_seconds: Histogram,
+}
+
+/// What of the state is told without waiting for whoever works on it.
+#[derive(Debug, Clone, Default)]
+struct Published {
+    pos: Pos,
+    page_size: Option<PageSize>,
+    pages: u32,
+    timestamp_ms: i64,
+    quarantine: Option<String>,
 }
 
 /// What is known about a database, for people and tools.
@@ -96,7 +108,7 @@ impl Database {
 
     /// Position of what clients read, as far as it was captured.
     pub fn position(&self) -> Pos {
-        *self.published.lock()
+        self.published.lock().pos
     }
 
     /// Position of the last record in the log. Zero on a replica whose files do not follow the log any more: only a
@@ -129,26 +141,27 @@ impl Database {
         Ok(self.position())
     }
 
-    /// A summary.
-    pub fn status(&self) -> Result<DatabaseStatus> {
-        let mut state = self.state.lock();
+    /// A summary. Waits for nothing: whoever asks wants to know why a database is slow.
+    pub fn status(&self) -> DatabaseStatus {
         let mut head = [0; sqlite_format::header::HEADER_SIZE];
-        let read = state.backing.read_padded(Side::Database, &mut head, 0)?;
+        let read = File::open(self.name.file_in(&self.shared.files, Side::Database))
+            .and_then(|file| backing::read_full(&file, &mut head, 0))
+            .unwrap_or(0);
         let header = sqlite_format::header::DatabaseHeader::parse(&head[..read]).ok();
-        Ok(DatabaseStatus {
-            position: state.pos,
-            received: self.log.tail().map_or(state.pos, |tail| tail.pos()),
-            page_size: state.page_size().map_or(0, |page_size| page_size.get()),
-            pages: state.commit,
+        let published = self.published.lock().clone();
+        DatabaseStatus {
+            position: published.pos,
+            received: self.log.tail().map_or(published.pos, |tail| tail.pos()),
+            page_size: published.page_size.map_or(0, PageSize::get),
+            pages: published.pages,
             journal_mode: header.map(|header| header.journal_mode()),
             first_txid: self.log.first_txid(),
             log_bytes: self.log.bytes(),
-            timestamp_ms: state.timestamp_ms,
-            quarantine: state
+            timestamp_ms: published.timestamp_ms,
+            quarantine: published
                 .quarantine
-                .clone()
                 .or_else(|| self.closed.reason().map(str::to_owned)),
-        })
+        }
     }
 
     /// The record that leads to `txid`, if the log still has it.
@@ -163,9 +176,20 @@ impl Database {
 
     /// Makes the captured position visible and tells who waits for it.
     pub(crate) fn publish(&self, state: &State) {
-        *self.published.lock() = state.pos;
+        {
+            let mut published = self.published.lock();
+            published.pos = state.pos;
+            published.page_size = state.page_size();
+            published.pages = state.commit;
+            published.timestamp_ms = state.timestamp_ms;
+        }
         self.metrics.txid.set(state.pos.txid.get() as f64);
         self.shared.changes.notify(&self.name);
+    }
+
+    /// Makes visible whether replication is suspended, and why.
+    pub(crate) fn tell_quarantine(&self, reason: Option<String>) {
+        self.published.lock().quarantine = reason;
     }
 
     /// Lock files if they are open. Safe to call anywhere.

@@ -153,7 +153,7 @@ impl Database {
             log,
             state: Mutex::new(state),
             backlog: Backlog::default(),
-            published: Mutex::new(Pos::ZERO),
+            published: Mutex::default(),
             locks: Mutex::new(None),
             fenced: AtomicBool::new(false),
             closed,
