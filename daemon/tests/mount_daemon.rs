@@ -450,6 +450,69 @@ fn an_exclusive_client_of_a_dead_daemon_is_heard_until_it_is_cut_off() {
     rig.stop();
 }
 
+/// Such a client asks for no lock, and in mode K for nothing else.
+#[test]
+fn an_exclusive_client_commits_nothing_after_a_demotion_and_loses_nothing_from_before() {
+    const HEAP_INDEX: &str = "PRAGMA locking_mode=exclusive; PRAGMA journal_mode=wal";
+    const SHARED_INDEX: &str =
+        "PRAGMA journal_mode=wal; CREATE TABLE other(x); PRAGMA locking_mode=exclusive; SELECT * FROM other";
+    for (mode, setup) in MODES
+        .iter()
+        .flat_map(|mode| [(*mode, HEAP_INDEX), (*mode, SHARED_INDEX)])
+    {
+        let mut rig = Rig::start(mode);
+        let db = Connection::open(rig.path("a.db")).unwrap();
+        db.execute_batch(setup).unwrap();
+        db.execute_batch("PRAGMA synchronous=normal; CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+            .unwrap();
+        for _ in 0..10 {
+            insert(&db).unwrap();
+        }
+        assert_eq!(rig.ask("role replica"), "ok");
+        let last = txid(&rig, "a.db");
+        for _ in 0..3 {
+            assert!(
+                insert(&db).is_err(),
+                "{mode:?} {setup}: a commit that no other node sees"
+            );
+        }
+        assert_eq!(txid(&rig, "a.db"), last, "{mode:?} {setup}");
+        drop(db);
+        let fresh = Connection::open(rig.path("a.db")).unwrap();
+        assert_eq!(count(&fresh), 10, "{mode:?} {setup}");
+        check(&fresh);
+        drop(fresh);
+        assert_eq!(rig.ask("role primary"), "ok");
+        let fresh = open(&rig, "a.db", "wal");
+        insert(&fresh).unwrap();
+        assert_eq!(count(&fresh), 11, "{mode:?} {setup}");
+        assert_eq!(txid(&rig, "a.db"), last + 1, "{mode:?} {setup}");
+        drop(fresh);
+        rig.stop();
+    }
+}
+
+/// It is sealed for the moment that a start needs to take it away.
+#[test]
+fn a_wal_that_a_killed_start_left_sealed_is_no_obstacle() {
+    let mut rig = Rig::start(Mode::K);
+    let db = open(&rig, "a.db", "wal");
+    for _ in 0..10 {
+        insert(&db).unwrap();
+    }
+    rig.kill();
+    let wal = rig.backing("a.db-wal");
+    let sealed = Command::new("chattr").arg("+i").arg(&wal).status().unwrap();
+    assert!(sealed.success());
+    assert!(OpenOptions::new().write(true).open(&wal).is_err());
+    rig.restart();
+    let fresh = open(&rig, "a.db", "wal");
+    assert_eq!(count(&fresh), 10);
+    insert(&fresh).unwrap();
+    drop((db, fresh));
+    rig.stop();
+}
+
 #[test]
 fn the_guardian_leaves_when_the_last_client_has_gone() {
     let mut rig = Rig::start(Mode::K);

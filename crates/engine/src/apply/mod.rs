@@ -267,6 +267,7 @@ impl Database {
         self.shared.checkpointer.forget(&self.name);
         {
             let mut state = self.state.lock();
+            self.break_seal(&mut state)?;
             for side in Side::ALL {
                 state.backing.remove(side)?;
             }

@@ -67,6 +67,8 @@ impl Writer {
             alone: false,
             index: None,
         };
+        // Nobody holds the database exclusively any more.
+        db.break_seal(&mut db.state.lock())?;
         // Until SHARED was taken the last client may have removed what was opened before.
         if !Arc::ptr_eq(&db.locks()?, &locks) {
             return Err(db.busy("a wal-index that is being replaced"));

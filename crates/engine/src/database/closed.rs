@@ -115,6 +115,9 @@ impl Database {
     pub(crate) fn let_write(&self) {
         if !self.is_closed() {
             self.unfence();
+            if let Err(error) = self.break_seal(&mut self.state.lock()) {
+                tracing::error!(db = %self.name, %error, "clients cannot write the WAL");
+            }
         }
         self.shared.settler.watch(&self.name);
     }

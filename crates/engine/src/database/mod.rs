@@ -11,6 +11,7 @@
 mod aside;
 pub(crate) mod backing;
 mod closed;
+mod cut_off;
 pub(crate) mod edge;
 mod open;
 mod open_wal;

@@ -22,6 +22,7 @@ use sqlite_format::{PageSize, Pgno};
 use super::aside::Aside;
 use super::backing::Backing;
 use super::closed::Closed;
+use super::cut_off::unseal_at;
 use super::open_wal::seal_left;
 use super::scan::{Holes, Scan};
 use super::scratch::{Left, Scratch};
@@ -65,6 +66,9 @@ impl Database {
     /// synced while the table is brought up to date.
     pub(crate) fn open(shared: Arc<Shared>, name: DbName, home: PathBuf) -> Result<Arc<Database>> {
         let mut backing = Backing::new(&shared.files, &name);
+        // A daemon that was killed may have left it so.
+        let path = backing.path(Side::Wal);
+        unseal_at(path).map_err(Error::io("wal.unseal", path))?;
         let wal = backing.get(Side::Wal)?;
         std::thread::scope(|scope| {
             let sealing = wal.clone().map(|wal| {
@@ -141,6 +145,7 @@ impl Database {
             all_synced: false,
             clients_sync: false,
             incoming: 0,
+            wal_sealed: false,
             retry_at: None,
             unverified: None,
             spare: Vec::new(),

@@ -48,19 +48,26 @@ impl Database {
         if self.is_closed() {
             return self.fence_to_demote(deadline);
         }
-        {
+        let (has_wal, written) = {
             let mut state = self.state.lock();
-            let connected =
-                state.backing.get(Side::Wal)?.is_some() && state.backing.get(Side::Shm)?.is_some();
+            let has_wal = state.backing.get(Side::Wal)?.is_some();
+            let connected = has_wal && state.backing.get(Side::Shm)?.is_some();
             let written = connected || !state.scratch.dirty().is_clean();
-            if !written || state.backing.get(Side::Database)?.is_none() {
+            if !(written || has_wal) || state.backing.get(Side::Database)?.is_none() {
                 self.capture_wal(&mut state, Until::Index)?;
                 return Ok(());
             }
-        }
+            (has_wal, written)
+        };
         let locks = self.locks()?;
-        self.fence_wal(&*locks, deadline)?;
-        let finished = self.await_writer(&*locks, deadline)?;
+        let mut finished = true;
+        if written {
+            self.fence_wal(&*locks, deadline)?;
+            finished = self.await_writer(&*locks, deadline)?;
+        }
+        if has_wal {
+            self.cut_off_exclusive(&*locks)?;
+        }
         let mut state = self.state.lock();
         self.capture_wal(&mut state, Until::Index)?;
         if finished && !state.backing.journal_is_hot()? {
@@ -347,6 +354,7 @@ impl Database {
         self.forget_locks();
         self.log.sync()?;
         let mut state = self.state.lock();
+        self.break_seal(&mut state)?;
         let txid = state.pos.txid;
         if (state.table.synced() != state.pos || !state.aside.is_empty()) && txid != Txid::ZERO {
             self.sync_files(&mut state)?;

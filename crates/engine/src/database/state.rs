@@ -49,6 +49,8 @@ pub(crate) struct State {
     /// Size of the database in pages after the record that is being applied: what the main file holds up to there may be
     /// a part of it already.
     pub(crate) incoming: u32,
+    /// A client that no lock can fence must not write the WAL.
+    pub(crate) wal_sealed: bool,
     /// The asynchronous trigger captures nothing before: it failed last time.
     pub(crate) retry_at: Option<Instant>,
     /// The first page that was not compared with the table since a power loss.

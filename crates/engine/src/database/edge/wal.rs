@@ -90,6 +90,7 @@ impl Database {
     pub fn truncate_wal(&self, file: &File, size: u64) -> Result<()> {
         let mut state = self.state.lock();
         self.capture_before_wal_goes(&mut state)?;
+        self.break_seal(&mut state)?;
         file.set_len(size)
             .map_err(Error::io("wal.truncate", state.backing.path(Side::Wal)))?;
         if size == 0 {
@@ -102,6 +103,7 @@ impl Database {
     pub fn unlink_wal(&self, op: FileOp<'_>) -> Result<()> {
         let mut state = self.state.lock();
         self.capture_before_wal_goes(&mut state)?;
+        self.break_seal(&mut state)?;
         op().map_err(Error::io("wal.unlink", state.backing.path(Side::Wal)))?;
         state.backing.forget(Side::Wal);
         state.wal.present = false;

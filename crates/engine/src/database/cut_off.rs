@@ -1,0 +1,74 @@
+//! Clients with `locking_mode=EXCLUSIVE` when the time as primary ends. They ask for no lock any more, so none can fence them, and in mode K
+//! nothing that they write to the WAL passes the daemon. So the WAL is sealed: such a client goes on reading, and its next commit
+//! fails. The seal is broken before anybody else writes the WAL: apply, a client's close, a promotion.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use sqlite_format::locks::{SHARED_FIRST, SHARED_SIZE};
+
+use super::Database;
+use super::seal::{seal, unseal};
+use super::state::State;
+use crate::error::{Error, Result};
+use crate::kernel::{Coherence, LockFiles};
+use crate::name::Side;
+
+impl Database {
+    /// Cuts off a client that holds the database for itself. What it committed before is in the WAL.
+    pub(super) fn cut_off_exclusive(&self, locks: &dyn LockFiles) -> Result<()> {
+        if self.shared.kernel().coherence() == Coherence::Intercepted || !self.shared.options.seal {
+            return Ok(());
+        }
+        let path = self.name.file(Side::Database);
+        let others_may_read = locks
+            .try_lock(Side::Database, SHARED_FIRST, SHARED_SIZE, false)
+            .map_err(Error::io("database.fence", &path))?;
+        if others_may_read {
+            return locks
+                .unlock(Side::Database, SHARED_FIRST, SHARED_SIZE)
+                .map_err(Error::io("database.fence", path));
+        }
+        let mut state = self.state.lock();
+        let Some(wal) = state.backing.get(Side::Wal)? else {
+            return Ok(());
+        };
+        state.wal_sealed = seal(&wal).map_err(Error::io("wal.seal", state.backing.path(Side::Wal)))?;
+        match state.wal_sealed {
+            true => {
+                tracing::info!(db = %self.name, "a client that holds the database exclusively cannot commit any more")
+            }
+            false => tracing::warn!(
+                db = %self.name,
+                "a client holds the database exclusively and can go on committing here, unseen by the new primary: \
+                 the WAL cannot be sealed (its file system, or a missing CAP_LINUX_IMMUTABLE)"
+            ),
+        }
+        Ok(())
+    }
+
+    /// Lets the WAL be written and removed again.
+    pub(crate) fn break_seal(&self, state: &mut State) -> Result<()> {
+        if state.wal_sealed {
+            let path = state.backing.path(Side::Wal).to_owned();
+            unseal_at(&path).map_err(Error::io("wal.unseal", &path))?;
+            state.wal_sealed = false;
+        }
+        Ok(())
+    }
+}
+
+/// Breaks the seal of a file, if there are a file and a seal.
+pub(super) fn unseal_at(path: &Path) -> io::Result<()> {
+    // What it is may be anything yet.
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let found = |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_file());
+    match opened {
+        Ok(file) if found(&file) => unseal(&file).map(drop),
+        // Whatever is wrong with it shows where it is needed.
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
