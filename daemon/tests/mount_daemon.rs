@@ -708,6 +708,8 @@ fn a_wal_that_root_creates_belongs_to_the_owner_of_the_database_from_the_first()
         fs::set_permissions(&main, fs::Permissions::from_mode(0o640)).unwrap();
         for side in ["app.db-wal", "app.db-shm"] {
             File::create_new(rig.path(side)).unwrap();
+            let again = File::create_new(rig.path(side)).unwrap_err();
+            assert_eq!(again.kind(), std::io::ErrorKind::AlreadyExists);
             let made = fs::metadata(rig.path(side)).unwrap();
             assert_eq!(
                 (made.uid(), made.gid(), made.mode() & 0o7777),

@@ -90,6 +90,9 @@ impl Edge {
             // SQLite gives to the database's owner what it creates as root, as the companions do all the time. Until then other users could
             // not open the file and would take the database for read-only.
             if let Some((database, side)) = &roots {
+                if backing::stat_name(dir.fd(), name).is_ok() {
+                    return Err(io::Error::from_raw_os_error(libc::EEXIST));
+                }
                 return self.store.create_side_file(database, *side);
             }
             created = Some(backing::create(dir.fd(), name, caller.owns(mode, umask))?);
