@@ -227,5 +227,7 @@ modes! {
     delete_full: "PRAGMA journal_mode=DELETE; PRAGMA synchronous=FULL";
     delete_off: "PRAGMA journal_mode=DELETE; PRAGMA synchronous=OFF";
     truncate: "PRAGMA journal_mode=TRUNCATE; PRAGMA synchronous=NORMAL";
+    memory: "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=NORMAL";
+    no_journal: "PRAGMA journal_mode=OFF; PRAGMA synchronous=FULL";
     persist: "PRAGMA journal_mode=PERSIST; PRAGMA synchronous=FULL";
 }

@@ -3,11 +3,12 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use common::{Client, Node, count, integrity, name, replicate};
-use engine::{Retention, Role, Side, Store, StoreOptions};
+use engine::{LockFiles, OfdLocks, Retention, Role, Side, Store, StoreOptions};
+use sqlite_format::locks::RESERVED_BYTE;
 use tempfile::TempDir;
 
 /// The files and what was noted about them, at some moment; the log is not in it.
@@ -317,7 +318,7 @@ fn an_import_that_was_logged_is_finished_by_the_next_start() {
         let before = Moment::of(primary.dir.path());
         let position = primary
             .store
-            .import(&name(), &mut fs::File::open(other.path()).unwrap())
+            .import(&name(), &mut File::open(other.path()).unwrap())
             .unwrap();
         client.kill();
         let dir = primary.kill();
@@ -413,4 +414,52 @@ fn a_database_that_is_found_with_a_wal_begins_with_one_consistent_transaction() 
     writer.exec("INSERT INTO t VALUES(4, 4)");
     node.db().drain().unwrap();
     check(&node, 3);
+}
+
+/// Locks as a writer does: what it writes is not captured while it lives.
+fn lock_as_writer(file: &File) -> OfdLocks {
+    let shm = tempfile::tempfile().unwrap();
+    let locks = OfdLocks::new(file.try_clone().unwrap(), shm).unwrap();
+    assert!(locks.try_lock(Side::Database, RESERVED_BYTE, 1, true).unwrap());
+    locks
+}
+
+fn write_without_journal(finish: bool) -> (Node, ltx::Pos, bool) {
+    let node = Node::primary();
+    let client = node.mount();
+    client.exec("PRAGMA journal_mode=MEMORY; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
+    client.exec("INSERT INTO t VALUES(1, randomblob(30000))");
+    drop(client);
+    let pos = node.db().drain().unwrap();
+    let before = fs::read(node.path()).unwrap();
+    let file = File::options().read(true).write(true).open(node.path()).unwrap();
+    let lock = lock_as_writer(&file);
+    for page in 3..5 {
+        node.db().write_database(&file, page * 4096, &[7; 4096]).unwrap();
+    }
+    if finish {
+        node.db().sync_database(&file, true).unwrap();
+    }
+    let home = node.kill();
+    drop((lock, file));
+    let node = Node::open(home);
+    let same = fs::read(node.path()).unwrap() == before;
+    (node, pos, same)
+}
+
+/// A client without a journal cannot roll back what it was writing when the daemon was killed; the log can.
+#[test]
+fn an_unfinished_transaction_without_a_journal_is_taken_back() {
+    let (node, pos, same) = write_without_journal(false);
+    assert!(same);
+    assert_eq!(node.db().position(), pos);
+    integrity(&node.connect());
+}
+
+/// The sync is the last thing that it does before COMMIT returns.
+#[test]
+fn a_transaction_without_a_journal_that_was_synced_is_kept() {
+    let (node, pos, same) = write_without_journal(true);
+    assert!(!same);
+    assert_eq!(node.db().position().txid, pos.txid.next().unwrap());
 }

@@ -25,7 +25,7 @@ use super::closed::Closed;
 use super::cut_off::unseal_at;
 use super::open_wal::seal_left;
 use super::scan::{Holes, Scan};
-use super::scratch::{Left, Scratch};
+use super::scratch::{Dirty, Left, Scratch, Writing};
 use super::seal::unseal;
 use super::state::State;
 use super::{Database, DatabaseMetrics};
@@ -143,7 +143,7 @@ impl Database {
             last_write: None,
             exclusive: false,
             all_synced: false,
-            clients_sync: false,
+            clients_sync: left.writing != Writing::Unknown,
             incoming: 0,
             wal_sealed: false,
             retry_at: None,
@@ -182,10 +182,14 @@ impl Database {
             if !left.clean {
                 self.copy_aside(state)?;
             }
+            let had_wal = state.wal.present;
             self.recover_wal(state, left, &tail)?;
             if !left.clean {
                 self.resolve_journal(state, &tail)?;
                 self.repair(state, touched, &tail)?;
+                if !had_wal && left.writing == Writing::Unfinished {
+                    self.take_back_unfinished(state)?;
+                }
             }
             self.capture_leftovers(state)?;
             state.unverified = (!left.same_boot).then_some(1);
@@ -395,6 +399,57 @@ impl Database {
         Ok(())
     }
 
+    /// A client that keeps no journal on disk was in the middle of a transaction, which nobody can finish or roll back any more: the log
+    /// has what was there before, if it reaches back that far. If not, the pages count as they are.
+    fn take_back_unfinished(&self, state: &mut State) -> Result<()> {
+        let (Some(page_size), Dirty::Pages(pages)) = (state.page_size(), state.scratch.dirty().clone())
+        else {
+            return Ok(());
+        };
+        if state.quarantine.is_some() || state.backing.journal_is_hot()? {
+            return Ok(());
+        }
+        let mut wrong = BTreeSet::new();
+        let mut page = vec![0; page_size.bytes()];
+        for pgno in pages.into_iter().filter_map(Pgno::new) {
+            if pgno.get() > state.commit || pgno == page_size.lock_page() {
+                continue;
+            }
+            state
+                .backing
+                .read_padded(Side::Database, &mut page, pgno.offset(page_size))?;
+            if !state.is_current(pgno, &page) {
+                wrong.insert(pgno.get());
+            }
+        }
+        let mut missing = wrong.clone();
+        for record in self.log.records(Txid::FIRST) {
+            for_each_page(&record?, |pgno, checksum, _| {
+                if state.table.get(pgno) == Some(checksum) {
+                    missing.remove(&pgno.get());
+                }
+                Ok(())
+            })?;
+        }
+        if !missing.is_empty() {
+            tracing::warn!(
+                db = %self.name, pages = missing.len(),
+                "a client without a journal was in the middle of a transaction, and the log has no older version of some pages: \
+                 they stay as they are"
+            );
+            return Ok(());
+        }
+        for record in self.log.records(Txid::FIRST) {
+            write_record(state, &record?, |pgno, checksum, table| {
+                wrong.contains(&pgno.get()) && table.get(pgno) == Some(checksum)
+            })?;
+        }
+        self.fit_size(state, page_size)?;
+        tracing::info!(db = %self.name, pages = wrong.len(), "took back a transaction that its client could not finish");
+        state.scratch.settle();
+        Ok(())
+    }
+
     fn repair_record(&self, state: &mut State, txid: Txid) -> Result<()> {
         if let Some(record) = self.log.find(txid)? {
             write_record(state, &record, |pgno, checksum, table| {
@@ -461,15 +516,21 @@ fn write_record(
     record: &Record,
     mut wanted: impl FnMut(Pgno, Checksum, &ChecksumTable) -> bool,
 ) -> Result<()> {
-    let mut decoder = Decoder::new(record.reader())?;
-    let page_size = decoder.header().page_size;
     let file = state.backing.get_or_create(Side::Database)?;
-    let mut page = vec![0; page_size.bytes()];
-    while let Some(pgno) = decoder.next_page(&mut page)? {
-        if wanted(pgno, ltx::page_checksum(pgno, &page), &state.table) {
-            file.write_all_at(&page, pgno.offset(page_size))
-                .map_err(Error::io("database.write", state.backing.path(Side::Database)))?;
+    for_each_page(record, |pgno, checksum, page| {
+        if !wanted(pgno, checksum, &state.table) {
+            return Ok(());
         }
+        file.write_all_at(page, (u64::from(pgno.get()) - 1) * page.len() as u64)
+            .map_err(Error::io("database.write", state.backing.path(Side::Database)))
+    })
+}
+
+fn for_each_page(record: &Record, mut visit: impl FnMut(Pgno, Checksum, &[u8]) -> Result<()>) -> Result<()> {
+    let mut decoder = Decoder::new(record.reader())?;
+    let mut page = vec![0; decoder.header().page_size.bytes()];
+    while let Some(pgno) = decoder.next_page(&mut page)? {
+        visit(pgno, ltx::page_checksum(pgno, &page), &page)?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use sqlite_format::Pgno;
 use sqlite_format::wal_index::lock;
 
 use super::Database;
+use super::scratch::Writing;
 use super::state::State;
 use crate::capture::read_index;
 use crate::capture::wal::Until;
@@ -193,6 +194,7 @@ impl Database {
         state.wal.present = true;
         state.last_write = Some(Instant::now());
         state.all_synced = false;
+        state.scratch.set_writing(Writing::Unknown);
         drop(state);
         self.shared.settler.watch(&self.name);
     }

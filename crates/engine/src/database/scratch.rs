@@ -16,7 +16,7 @@ use sqlite_format::wal::{WalChecksum, WalPosition};
 use crate::error::{Error, Result};
 
 const SIZE: usize = 64 * 1024;
-const MAGIC: u64 = 0x4c46_5343_5241_5431;
+const MAGIC: u64 = 0x4c46_5343_5241_5432;
 
 // Layout in 8-byte words.
 const BOOT: usize = 1; // two words
@@ -26,7 +26,8 @@ const CURSOR_SALT: usize = 5;
 const CURSOR_FRAMES: usize = 6;
 const CURSOR_CHECKSUM: usize = 7;
 const COUNT: usize = 8;
-const ENTRIES: usize = 9 * 8;
+const WRITING: usize = 9;
+const ENTRIES: usize = 10 * 8;
 /// In place of a number of frames: there is no WAL.
 const NO_WAL: u64 = u64::MAX;
 const CAPACITY: u64 = ((SIZE - ENTRIES) / 4) as u64;
@@ -75,6 +76,19 @@ pub(crate) struct Left {
     pub(crate) files_at: Option<Txid>,
     pub(crate) cursor: Option<Cursor>,
     pub(crate) dirty: Dirty,
+    pub(crate) writing: Writing,
+}
+
+/// What is known of the pages that clients without a journal have written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Writing {
+    /// They may be a whole transaction.
+    #[default]
+    Unknown = 0,
+    /// They are one: its client has synced them, as it does at the end of each, or has closed the file.
+    Whole = 1,
+    /// The client has yet to sync them.
+    Unfinished = 2,
 }
 
 /// The mapped file.
@@ -130,13 +144,24 @@ impl Scratch {
                     .collect(),
             )
         };
+        let writing = match self.get(WRITING) {
+            1 if same_boot => Writing::Whole,
+            2 if same_boot => Writing::Unfinished,
+            _ => Writing::Unknown,
+        };
         Left {
             clean: same_boot && self.get(CLEAN) == 1,
             same_boot,
             files_at,
             cursor,
             dirty,
+            writing,
         }
+    }
+
+    /// Notes how far a client without a journal has come.
+    pub(crate) fn set_writing(&mut self, writing: Writing) {
+        self.put(WRITING, writing as u64);
     }
 
     /// Transaction that the files are at.

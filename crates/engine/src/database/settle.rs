@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::Database;
+use super::scratch::Writing;
 use super::state::State;
 use sqlite_format::Pgno;
 use sqlite_format::wal_index::lock as wal_lock;
@@ -195,6 +196,11 @@ impl Database {
             return Ok(Found::Later);
         }
         state.exclusive = guessed;
+        if !locked && !state.all_synced {
+            // Whoever gave up the lock without a sync is none of those who sync.
+            state.clients_sync = false;
+            state.scratch.set_writing(Writing::Unknown);
+        }
         self.capture_pages(state, 0)?;
         self.sync_commit(state)?;
         Ok(Found::Settled)

@@ -11,6 +11,7 @@ use super::FileOp;
 use crate::capture::wal::Until;
 use crate::commit::{Draft, Source};
 use crate::database::Database;
+use crate::database::scratch::Writing;
 use crate::database::state::State;
 use crate::error::{Error, Result};
 use crate::name::Side;
@@ -26,15 +27,16 @@ impl Database {
             self.check_restores(&mut state, |state| is_restored(state, offset, data))?;
         } else if self.shared.is_primary() {
             self.capture_wal(&mut state, Until::Index)?;
+            self.capture_whole(&mut state)?;
         } else if !preserves_content(&state, offset, data) {
             return Err(Error::ReadOnly(self.name.clone()));
         }
-        file.write_all_at(data, offset)
-            .map_err(Error::io("database.write", state.backing.path(Side::Database)))?;
+        // Noted first: the process may die in between.
         if self.shared.is_primary() {
             self.mark_written(&mut state, offset, data);
         }
-        Ok(())
+        file.write_all_at(data, offset)
+            .map_err(Error::io("database.write", state.backing.path(Side::Database)))
     }
 
     /// The main file gets another size.
@@ -92,6 +94,7 @@ impl Database {
         state.all_synced = state.last_write == last_write;
         if state.all_synced && !state.scratch.dirty().is_clean() && !state.backing.journal_is_hot()? {
             state.clients_sync = true;
+            state.scratch.set_writing(Writing::Whole);
             self.shared.settler.watch(&self.name);
         }
         Ok(())
@@ -99,7 +102,9 @@ impl Database {
 
     /// A handle that could write the main file was closed: raw writes may be complete.
     pub fn close_database(&self) {
-        if !self.state.lock().scratch.dirty().is_clean() {
+        let mut state = self.state.lock();
+        if !state.scratch.dirty().is_clean() {
+            state.scratch.set_writing(Writing::Whole);
             self.shared.settler.watch(&self.name);
         }
     }
@@ -151,6 +156,16 @@ impl Database {
         Ok(())
     }
 
+    /// What a client without a journal has synced is a transaction. It gets into the log before the next one begins to overwrite it: that
+    /// one may never be finished.
+    fn capture_whole(&self, state: &mut State) -> Result<()> {
+        let whole = state.clients_sync && state.all_synced && !state.scratch.dirty().is_clean();
+        if whole && !state.backing.journal_is_hot()? {
+            self.capture_pages(state, 0)?;
+        }
+        Ok(())
+    }
+
     fn mark_written(&self, state: &mut State, offset: u64, data: &[u8]) {
         let Some(page_size) = state.page_size() else {
             state.scratch.mark_all();
@@ -184,6 +199,9 @@ impl Database {
     fn written(&self, state: &mut State) {
         state.last_write = Some(Instant::now());
         state.all_synced = false;
+        if state.clients_sync {
+            state.scratch.set_writing(Writing::Unfinished);
+        }
         self.shared.settler.watch(&self.name);
     }
 }
