@@ -48,13 +48,9 @@ pub(super) async fn status(api: Api, _: Query) -> Result<Response, ApiError> {
     })
 }
 
-/// Every database with a position that covers all commits that have returned. A file that looked like one and never had a transaction is
-/// none.
+/// Every database with a position that covers all commits that have returned.
 fn databases(store: &engine::Store) -> Vec<DatabaseStatus> {
-    let databases = store.databases();
-    let all = databases.iter().map(|db| database(db));
-    all.filter(|found| found.received.0 > 0 || found.quarantine.is_some())
-        .collect()
+    store.databases().iter().map(|db| database(db)).collect()
 }
 
 fn database(db: &engine::Database) -> DatabaseStatus {
