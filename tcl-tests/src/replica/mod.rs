@@ -27,6 +27,8 @@ use log::Replayed;
 
 /// How long a replica may take to hold what the primary holds.
 const CATCH_UP: Duration = Duration::from_secs(30);
+/// How long a node may take to capture what it tells the position of: a test writes gigabytes.
+const CAPTURE: Duration = Duration::from_secs(120);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Compares one primary with one replica.
@@ -292,10 +294,14 @@ fn first_difference(file: &[u8], export: &[u8]) -> String {
 
 /// The node's databases with a name that begins like this.
 async fn databases(client: &Client, prefix: &str) -> Result<BTreeMap<String, DatabaseStatus>> {
-    let status = client
-        .status()
-        .await
-        .with_context(|| format!("status of {}", client.base()))?;
+    let deadline = Instant::now() + CAPTURE;
+    let status = loop {
+        match client.status().await {
+            Err(litefs_api::Error::Transport { source, .. })
+                if source.is_timeout() && Instant::now() < deadline => {}
+            answer => break answer.with_context(|| format!("status of {}", client.base()))?,
+        }
+    };
     let wanted = status
         .databases
         .into_iter()
