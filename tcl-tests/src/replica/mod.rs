@@ -314,8 +314,8 @@ fn inspected(directory: &Path, copies: &Path) -> Result<Vec<Found>> {
     let _ = std::fs::remove_dir_all(copies);
     std::fs::create_dir_all(copies).with_context(|| format!("create {}", copies.display()))?;
     let list = copies.join("list.json");
-    let this = std::env::current_exe().context("find this program")?;
-    let mut command = Command::new(this);
+    // Not by its path: a new build may have taken that meanwhile.
+    let mut command = Command::new("/proc/self/exe");
     command
         .arg("inspect")
         .arg(directory)
