@@ -95,27 +95,9 @@ fn a_mount_that_grants_every_lock_is_noticed() {
 #[test]
 #[ignore = "needs root, /dev/fuse and a built testfixture"]
 fn a_mount_whose_process_ends_is_noticed() {
-    let results = tempfile::tempdir().expect("a directory for results");
-    let mount = format!("timeout 2 {} {{source}} {{mountpoint}}", faulty_mount().display());
-    let output = Command::new(env!("CARGO_BIN_EXE_litefs-tcl"))
-        // busy2 takes six seconds natively.
-        .args([
-            "run",
-            "busy2.test",
-            "--jobs",
-            "1",
-            "--mount-command",
-            &mount,
-            "--results",
-        ])
-        .arg(results.path())
-        .output()
-        .expect("the runner runs");
+    let output = run("index.test", "end", 40);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(
-        text.contains("mount-died"),
-        "{text}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}{errors}");
+    assert!(text.contains("mount-died"), "{text}{errors}");
 }

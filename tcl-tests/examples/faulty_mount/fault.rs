@@ -20,6 +20,8 @@ enum Kind {
     LoseTruncate,
     /// Every lock is granted, whoever holds it.
     GrantLocks,
+    /// The process ends at a write to a database.
+    End,
 }
 
 impl Fault {
@@ -29,6 +31,7 @@ impl Fault {
             "drop-write" => Kind::DropWrite,
             "lose-truncate" => Kind::LoseTruncate,
             "grant-locks" => Kind::GrantLocks,
+            "end" => Kind::End,
             other => bail!("unknown fault {other}"),
         };
         Ok(Fault {
@@ -42,6 +45,9 @@ impl Fault {
     }
 
     pub(crate) fn drops_write(&self, database: bool) -> bool {
+        if self.kind == Kind::End && database && self.is_the_one() {
+            std::process::exit(1);
+        }
         self.kind == Kind::DropWrite && database && self.is_the_one()
     }
 

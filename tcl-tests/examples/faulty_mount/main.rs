@@ -1,7 +1,7 @@
 //! A plain loopback file system that can be told to do one thing wrong. Without a fault it is the control that has to
 //! pass everything; with one it is a canary: a comparison that does not notice it is worth nothing.
 //!
-//! `faulty_mount SOURCE MOUNTPOINT [none|drop-write|lose-truncate|grant-locks] [N]`; N is which write or truncate of
+//! `faulty_mount SOURCE MOUNTPOINT [none|drop-write|lose-truncate|grant-locks|end] [N]`; N is which write or truncate of
 //! a database is affected.
 
 mod fault;
