@@ -81,6 +81,28 @@ pub(crate) fn create(parent: BorrowedFd<'_>, name: &OsStr, owner: Ownership) -> 
     Ok(file)
 }
 
+/// As [`create`], but nobody sees the file before it is its owner's: the engine gives a new wal-index the owner of the main file that it
+/// finds.
+pub(crate) fn create_whole(parent: BorrowedFd<'_>, name: &OsStr, owner: Ownership) -> nix::Result<File> {
+    let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
+    let file = match fcntl::openat(parent, c".", flags, permission_bits(owner.permissions)) {
+        Ok(file) => File::from(file),
+        // Not every file system knows files without a name.
+        Err(Errno::EOPNOTSUPP | Errno::EISDIR) => return create(parent, name, owner),
+        Err(error) => return Err(error),
+    };
+    give_away(parent, file.as_fd(), owner, Chmod::Follow)?;
+    let link = magic_link(file.as_fd());
+    unistd::linkat(
+        AT_FDCWD,
+        link.as_c_str(),
+        parent,
+        name,
+        AtFlags::AT_SYMLINK_FOLLOW,
+    )?;
+    Ok(file)
+}
+
 pub(crate) fn make_dir(parent: BorrowedFd<'_>, name: &OsStr, owner: Ownership) -> nix::Result<()> {
     stat::mkdirat(parent, name, permission_bits(owner.permissions))?;
     give_away(parent, find(parent, name)?.as_fd(), owner, Chmod::Follow)
@@ -270,4 +292,46 @@ fn give_away(
 
 fn permission_bits(mode: u32) -> Mode {
     Mode::from_bits_truncate(mode & 0o7777)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn nobody_sees_a_file_before_it_is_its_owners() {
+        if !unistd::geteuid().is_root() {
+            return;
+        }
+        const NOBODY: u32 = 65534;
+        let owner = Ownership {
+            uid: NOBODY,
+            gid: NOBODY,
+            permissions: 0o640,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let root = open_root(dir.path()).unwrap();
+        let (name, over) = (OsStr::new("app.db"), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    if let Ok(seen) = stat_name(root.as_fd(), name) {
+                        assert_eq!((seen.st_uid, seen.st_mode & 0o7777), (NOBODY, 0o640));
+                    }
+                }
+            });
+            for _ in 0..2000 {
+                let file = create_whole(root.as_fd(), name, owner).unwrap();
+                assert_eq!(
+                    create_whole(root.as_fd(), name, owner).unwrap_err(),
+                    Errno::EEXIST
+                );
+                assert_eq!(stat_fd(&file).unwrap().st_nlink, 1);
+                unlink(root.as_fd(), name).unwrap();
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+    }
 }

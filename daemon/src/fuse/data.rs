@@ -80,11 +80,24 @@ impl Edge {
         register: impl FnOnce(&File) -> io::Result<BackingId>,
     ) -> Answer<Created> {
         let dir = self.node(parent)?;
-        let roots = self
-            .classify(&backing::join(&dir.path(), name))
+        let part = self.classify(&backing::join(&dir.path(), name));
+        let create = match &part {
+            Some((_, Side::Database | Side::Wal | Side::Shm)) => backing::create_whole,
+            // Once per transaction, so it should cost little.
+            Some((_, Side::Journal)) | None => backing::create,
+        };
+        let mut roots = part
             .filter(|(_, side)| caller.uid == 0 && matches!(side, Side::Wal | Side::Shm))
-            .filter(|part| self.database_of(Some(part)).is_some())
-            .filter(|(database, _)| database.file_in(&self.files_dir, Side::Database).exists());
+            .filter(|part| self.database_of(Some(part)).is_some());
+        if let Some((database, _)) = &roots
+            && !database.file_in(&self.files_dir, Side::Database).exists()
+        {
+            // The database was dropped while its wal-index was being opened. One that nobody owns would be in the way of the next of its name.
+            if self.companion.is_opener(caller.pid) {
+                return Err(Errno::ENOENT);
+            }
+            roots = None;
+        }
         let mut created = None;
         let mut op = || {
             // SQLite gives to the database's owner what it creates as root, as the companions do all the time. Until then other users could
@@ -95,7 +108,7 @@ impl Edge {
                 }
                 return self.store.create_side_file(database, *side);
             }
-            created = Some(backing::create(dir.fd(), name, caller.owns(mode, umask))?);
+            created = Some(create(dir.fd(), name, caller.owns(mode, umask))?);
             Ok(())
         };
         match self.creating(&dir, name, &mut op) {
