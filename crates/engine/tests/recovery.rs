@@ -424,7 +424,16 @@ fn lock_as_writer(file: &File) -> OfdLocks {
     locks
 }
 
-fn write_without_journal(finish: bool) -> (Node, ltx::Pos, bool) {
+/// How far a client without a journal came before the daemon was killed.
+#[derive(PartialEq)]
+enum Came {
+    Written,
+    Synced,
+    /// SQLite cuts the file off after the sync, as the last step of a COMMIT that makes the database smaller.
+    CutOff,
+}
+
+fn write_without_journal(came: Came) -> (Node, ltx::Pos, bool) {
     let node = Node::primary();
     let client = node.mount();
     client.exec("PRAGMA journal_mode=MEMORY; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
@@ -437,8 +446,12 @@ fn write_without_journal(finish: bool) -> (Node, ltx::Pos, bool) {
     for page in 3..5 {
         node.db().write_database(&file, page * 4096, &[7; 4096]).unwrap();
     }
-    if finish {
+    if came != Came::Written {
         node.db().sync_database(&file, true).unwrap();
+    }
+    if came == Came::CutOff {
+        let size = file.metadata().unwrap().len();
+        node.db().truncate_database(&file, size).unwrap();
     }
     let home = node.kill();
     drop((lock, file));
@@ -450,7 +463,7 @@ fn write_without_journal(finish: bool) -> (Node, ltx::Pos, bool) {
 /// A client without a journal cannot roll back what it was writing when the daemon was killed; the log can.
 #[test]
 fn an_unfinished_transaction_without_a_journal_is_taken_back() {
-    let (node, pos, same) = write_without_journal(false);
+    let (node, pos, same) = write_without_journal(Came::Written);
     assert!(same);
     assert_eq!(node.db().position(), pos);
     integrity(&node.connect());
@@ -459,7 +472,9 @@ fn an_unfinished_transaction_without_a_journal_is_taken_back() {
 /// The sync is the last thing that it does before COMMIT returns.
 #[test]
 fn a_transaction_without_a_journal_that_was_synced_is_kept() {
-    let (node, pos, same) = write_without_journal(true);
-    assert!(!same);
-    assert_eq!(node.db().position().txid, pos.txid.next().unwrap());
+    for came in [Came::Synced, Came::CutOff] {
+        let (node, pos, same) = write_without_journal(came);
+        assert!(!same);
+        assert_eq!(node.db().position().txid, pos.txid.next().unwrap());
+    }
 }

@@ -51,6 +51,7 @@ impl Database {
             })?;
         } else if self.shared.is_primary() {
             self.capture_wal(&mut state, Until::Index)?;
+            self.capture_whole(&mut state)?;
         } else if !keeps_pages(&state, size) {
             return Err(Error::ReadOnly(self.name.clone()));
         }
@@ -156,8 +157,8 @@ impl Database {
         Ok(())
     }
 
-    /// What a client without a journal has synced is a transaction. It gets into the log before the next one begins to overwrite it: that
-    /// one may never be finished.
+    /// What a client without a journal has synced is a transaction. It gets into the log before anything else happens to the file: what
+    /// follows may never be finished.
     fn capture_whole(&self, state: &mut State) -> Result<()> {
         let whole = state.clients_sync && state.all_synced && !state.scratch.dirty().is_clean();
         if whole && !state.backing.journal_is_hot()? {
