@@ -44,21 +44,18 @@ impl Database {
         Ok(())
     }
 
-    /// Publishes frames to the clients whose wal-index has the header `index`. Where there is none there is nothing to do:
-    /// the client that builds it finds the frames in the WAL. A header over entries that were never made would be believed.
+    /// Publishes frames to the clients whose wal-index has the header `index`. Where there is none nothing is published: the
+    /// client that builds it finds the frames in the WAL. A header over entries that were never made would be believed.
     pub(super) fn publish_frames(
         &self,
         state: &mut State,
         kernel: &dyn Kernel,
-        index: Option<&IndexHeader>,
+        index: &IndexHeader,
         appended: &Appended,
         page_count: u32,
     ) -> Result<Stores> {
         let intercepted = kernel.coherence() == Coherence::Intercepted;
         let Some(wal) = state.wal.header.clone() else {
-            return Ok(Stores::new());
-        };
-        let Some(index) = index else {
             return Ok(Stores::new());
         };
         // Frames that have an entry in the clients' wal-index.

@@ -36,7 +36,7 @@ pub(crate) struct Writer {
     /// WAL_WRITE and DMS were held before, to keep clients from writing.
     fenced: bool,
     /// Nobody is connected: who connects next builds the wal-index from the WAL.
-    pub(super) alone: bool,
+    alone: bool,
     /// The wal-index header that clients use. `None`: they have none yet, and build the wal-index from the WAL as soon as they
     /// get the lock.
     index: Option<IndexHeader>,
@@ -154,15 +154,9 @@ impl Database {
         let frames: Vec<_> = frames.collect();
         state.wal.note_order(&frames);
         state.wal.advance(frames, appended.end, record.info.commit);
-        let stores = match writer.alone {
-            true => Vec::new(),
-            false => self.publish_frames(
-                &mut state,
-                &*kernel,
-                writer.index.as_ref(),
-                &appended,
-                record.info.commit,
-            )?,
+        let stores = match &writer.index {
+            Some(index) => self.publish_frames(&mut state, &*kernel, index, &appended, record.info.commit)?,
+            None => Vec::new(),
         };
         state.table.truncate(record.info.commit);
         for (pgno, checksum) in appended.changes() {

@@ -4,8 +4,6 @@
 //! then is a consistent database, because every write of the main file comes through the daemon and waits for the mutex
 //! that is held here.
 
-use std::sync::atomic::Ordering;
-
 use sqlite_format::Pgno;
 use sqlite_format::header::DatabaseHeader;
 
@@ -151,13 +149,11 @@ impl Database {
         }
         self.tell_quarantine(Some(reason.clone()));
         state.quarantine = Some(reason);
-        self.suspended.store(true, Ordering::Release);
     }
 
     pub(crate) fn resume(&self, state: &mut State) {
         if state.quarantine.take().is_some() {
             self.tell_quarantine(None);
-            self.suspended.store(false, Ordering::Release);
             tracing::info!(db = %self.name, "database is replicated again");
             self.shared.events.publish(&Event::Resumed {
                 db: self.name.clone(),

@@ -54,7 +54,7 @@ pub(crate) struct Wal {
     /// Newest of those frames for each page.
     pages: HashMap<u32, u32>,
     /// Pages that had frames and lay behind the end of the database when it shrank.
-    cut_off: HashSet<u32>,
+    outdated: HashSet<u32>,
     /// Page of every frame, in order.
     pub(super) order: Vec<u32>,
     /// The wal-index that clients of mode D should see.
@@ -100,10 +100,10 @@ impl Wal {
         self.pages.contains_key(&pgno.get())
     }
 
-    /// The page has frames, but they are older than the database's present size. A reader would find them if the database grew without a
-    /// new one, and a checkpoint that began before still writes them.
+    /// The page has frames from before the database shrank. A reader would find them if the database grew without a new one, and a checkpoint
+    /// that began before still writes them.
     pub(crate) fn has_outdated(&self, pgno: Pgno) -> bool {
-        self.cut_off.contains(&pgno.get()) && !self.holds(pgno)
+        self.outdated.contains(&pgno.get())
     }
 
     /// Captured frames of the current generation.
@@ -134,7 +134,7 @@ impl Wal {
         self.published = None;
         self.unpublished.clear();
         self.pages.clear();
-        self.cut_off.clear();
+        self.outdated.clear();
         self.order.clear();
         self.image = IndexImage::default();
     }
@@ -181,7 +181,7 @@ impl Wal {
             // When the database grows again, these frames count for readers only if no checkpoint came in between.
             // Nobody cares what such a page holds; what a checkpoint makes of it is captured then.
             let gone = self.pages.extract_if(|page, _| *page > commit);
-            self.cut_off.extend(gone.map(|(page, _)| page));
+            self.outdated.extend(gone.map(|(page, _)| page));
         }
         self.at = Some(end);
         self.commit = commit;

@@ -190,6 +190,7 @@ impl Database {
 
     /// Makes visible whether replication is suspended, and why.
     pub(crate) fn tell_quarantine(&self, reason: Option<String>) {
+        self.suspended.store(reason.is_some(), Ordering::Release);
         self.published.lock().quarantine = reason;
     }
 

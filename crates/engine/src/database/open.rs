@@ -66,7 +66,7 @@ impl Database {
     /// synced while the table is brought up to date.
     pub(crate) fn open(shared: Arc<Shared>, name: DbName, home: PathBuf) -> Result<Arc<Database>> {
         let mut backing = Backing::new(&shared.files, &name);
-        // A daemon that was killed may have left it so.
+        // A daemon that was killed may have left it sealed.
         let path = backing.path(Side::Wal);
         unseal_at(path).map_err(Error::io("wal.unseal", path))?;
         let wal = backing.get(Side::Wal)?;
@@ -278,20 +278,19 @@ impl Database {
         for record in self.log.records(first) {
             let record = record?;
             let info = record.info;
-            let mut decoder = Decoder::new(record.reader())?;
-            let page_size = decoder.header().page_size;
+            let page_size = info.page_size;
             if state.table.page_size() != Some(page_size) || info.is_snapshot() {
                 state.table.reset(page_size);
                 *touched = Touched::All;
             }
             state.table.truncate(info.commit);
-            let mut page = vec![0; page_size.bytes()];
-            while let Some(pgno) = decoder.next_page(&mut page)? {
-                state.table.set(pgno, ltx::page_checksum(pgno, &page));
+            for_each_page(&record, |pgno, checksum, _| {
+                state.table.set(pgno, checksum);
                 if let Touched::Pages(pages) = touched {
                     pages.insert(pgno.get());
                 }
-            }
+                Ok(())
+            })?;
         }
         Ok(())
     }
@@ -354,26 +353,8 @@ impl Database {
             Touched::Pages(_) | Touched::All => (1..=state.commit).collect(),
         };
         let newer = state.scratch.dirty().clone();
-        let mut wrong = BTreeSet::new();
-        let mut page = vec![0; page_size.bytes()];
-        let mut holes = Holes::of(state.backing.get(Side::Database)?);
-        let zeros = ZeroPages::new(page_size);
-        for pgno in candidates.into_iter().filter_map(Pgno::new) {
-            if pgno.get() > state.commit || pgno == page_size.lock_page() || newer.may_hold(pgno.get()) {
-                continue;
-            }
-            let current = if holes.contain(pgno, page_size) {
-                state.table.get(pgno) == Some(zeros.checksum(pgno))
-            } else {
-                state
-                    .backing
-                    .read_padded(Side::Database, &mut page, pgno.offset(page_size))?;
-                state.is_current(pgno, &page)
-            };
-            if !current {
-                wrong.insert(pgno.get());
-            }
-        }
+        let candidates = candidates.into_iter().filter(|page| !newer.may_hold(*page));
+        let wrong = differing(state, page_size, candidates)?;
         if newer.is_clean() {
             self.fit_size(state, page_size)?;
         }
@@ -381,17 +362,7 @@ impl Database {
             return Ok(());
         }
         tracing::info!(db = %self.name, pages = wrong.len(), "writing pages from the log");
-        let mut written = BTreeSet::new();
-        for record in self.log.records(Txid::FIRST) {
-            write_record(state, &record?, |pgno, checksum, table| {
-                let wanted = wrong.contains(&pgno.get()) && table.get(pgno) == Some(checksum);
-                if wanted {
-                    written.insert(pgno.get());
-                }
-                wanted
-            })?;
-        }
-        self.fit_size(state, page_size)?;
+        let written = self.write_from_log(state, page_size, &wrong)?;
         if let Some(page) = wrong.difference(&written).next() {
             let reason = format!("page {page} is not what the log says, which does not have it any more");
             self.quarantine(state, reason);
@@ -409,19 +380,7 @@ impl Database {
         if state.quarantine.is_some() || state.backing.journal_is_hot()? {
             return Ok(());
         }
-        let mut wrong = BTreeSet::new();
-        let mut page = vec![0; page_size.bytes()];
-        for pgno in pages.into_iter().filter_map(Pgno::new) {
-            if pgno.get() > state.commit || pgno == page_size.lock_page() {
-                continue;
-            }
-            state
-                .backing
-                .read_padded(Side::Database, &mut page, pgno.offset(page_size))?;
-            if !state.is_current(pgno, &page) {
-                wrong.insert(pgno.get());
-            }
-        }
+        let wrong = differing(state, page_size, pages)?;
         let mut missing = wrong.clone();
         for record in self.log.records(Txid::FIRST) {
             for_each_page(&record?, |pgno, checksum, _| {
@@ -439,15 +398,31 @@ impl Database {
             );
             return Ok(());
         }
-        for record in self.log.records(Txid::FIRST) {
-            write_record(state, &record?, |pgno, checksum, table| {
-                wrong.contains(&pgno.get()) && table.get(pgno) == Some(checksum)
-            })?;
-        }
-        self.fit_size(state, page_size)?;
+        self.write_from_log(state, page_size, &wrong)?;
         tracing::info!(db = %self.name, pages = wrong.len(), "took back a transaction that its client could not finish");
         state.scratch.settle();
         Ok(())
+    }
+
+    /// Makes these pages what the last transaction left, and the file as long. Returns those that the log still has.
+    fn write_from_log(
+        &self,
+        state: &mut State,
+        page_size: PageSize,
+        wrong: &BTreeSet<u32>,
+    ) -> Result<BTreeSet<u32>> {
+        let mut written = BTreeSet::new();
+        for record in self.log.records(Txid::FIRST) {
+            write_record(state, &record?, |pgno, checksum, table| {
+                let wanted = wrong.contains(&pgno.get()) && table.get(pgno) == Some(checksum);
+                if wanted {
+                    written.insert(pgno.get());
+                }
+                wanted
+            })?;
+        }
+        self.fit_size(state, page_size)?;
+        Ok(written)
     }
 
     fn repair_record(&self, state: &mut State, txid: Txid) -> Result<()> {
@@ -510,6 +485,35 @@ impl Database {
     }
 }
 
+/// The pages of the database that are not what the last transaction left. Pages beyond its end are passed over.
+fn differing(
+    state: &mut State,
+    page_size: PageSize,
+    candidates: impl IntoIterator<Item = u32>,
+) -> Result<BTreeSet<u32>> {
+    let mut wrong = BTreeSet::new();
+    let mut page = vec![0; page_size.bytes()];
+    let mut holes = Holes::of(state.backing.get(Side::Database)?);
+    let zeros = ZeroPages::new(page_size);
+    for pgno in candidates.into_iter().filter_map(Pgno::new) {
+        if pgno.get() > state.commit || pgno == page_size.lock_page() {
+            continue;
+        }
+        let current = if holes.contain(pgno, page_size) {
+            state.table.get(pgno) == Some(zeros.checksum(pgno))
+        } else {
+            state
+                .backing
+                .read_padded(Side::Database, &mut page, pgno.offset(page_size))?;
+            state.is_current(pgno, &page)
+        };
+        if !current {
+            wrong.insert(pgno.get());
+        }
+    }
+    Ok(wrong)
+}
+
 /// Writes the wanted pages of a record to the main file.
 fn write_record(
     state: &mut State,
@@ -521,14 +525,14 @@ fn write_record(
         if !wanted(pgno, checksum, &state.table) {
             return Ok(());
         }
-        file.write_all_at(page, (u64::from(pgno.get()) - 1) * page.len() as u64)
+        file.write_all_at(page, pgno.offset(record.info.page_size))
             .map_err(Error::io("database.write", state.backing.path(Side::Database)))
     })
 }
 
 fn for_each_page(record: &Record, mut visit: impl FnMut(Pgno, Checksum, &[u8]) -> Result<()>) -> Result<()> {
     let mut decoder = Decoder::new(record.reader())?;
-    let mut page = vec![0; decoder.header().page_size.bytes()];
+    let mut page = vec![0; record.info.page_size.bytes()];
     while let Some(pgno) = decoder.next_page(&mut page)? {
         visit(pgno, ltx::page_checksum(pgno, &page), &page)?;
     }
