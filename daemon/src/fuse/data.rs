@@ -17,11 +17,11 @@ use nix::errno::Errno as Os;
 use nix::fcntl::OFlag;
 
 use super::attr;
-use super::backing::{self, Moment};
+use super::backing::{self, Moment, Ownership};
 use super::edge::Edge;
 use super::errno::{Answer, Errno};
 use super::handle::{Handle, OpenFile, OpenVirtual};
-use super::node::{Admission, Node, Transfer};
+use super::node::{Admission, Node, Part, Transfer};
 use super::tree::Caller;
 use super::virtual_files::VirtualFiles;
 
@@ -80,42 +80,7 @@ impl Edge {
         register: impl FnOnce(&File) -> io::Result<BackingId>,
     ) -> Answer<Created> {
         let dir = self.node(parent)?;
-        let part = self.classify(&backing::join(&dir.path(), name));
-        let create = match &part {
-            Some((_, Side::Database | Side::Wal | Side::Shm)) => backing::create_whole,
-            // Once per transaction, so it should cost little.
-            Some((_, Side::Journal)) | None => backing::create,
-        };
-        let mut roots = part
-            .filter(|(_, side)| caller.uid == 0 && matches!(side, Side::Wal | Side::Shm))
-            .filter(|part| self.database_of(Some(part)).is_some());
-        if let Some((database, _)) = &roots
-            && !database.file_in(&self.files_dir, Side::Database).exists()
-        {
-            // The database was dropped while its wal-index was being opened. One that nobody owns would be in the way of the next of its name.
-            if self.companion.is_opener(caller.pid) {
-                return Err(Errno::ENOENT);
-            }
-            roots = None;
-        }
-        let mut created = None;
-        let mut op = || {
-            // SQLite gives to the database's owner what it creates as root, as the companions do all the time. Until then other users could
-            // not open the file and would take the database for read-only.
-            if let Some((database, side)) = &roots {
-                if backing::stat_name(dir.fd(), name).is_ok() {
-                    return Err(io::Error::from_raw_os_error(libc::EEXIST));
-                }
-                return self.store.create_side_file(database, *side);
-            }
-            created = Some(create(dir.fd(), name, caller.owns(mode, umask))?);
-            Ok(())
-        };
-        match self.creating(&dir, name, &mut op) {
-            Ok(()) => {}
-            Err(Errno::EEXIST) if flags & libc::O_EXCL == 0 => {}
-            Err(error) => return Err(error),
-        }
+        let created = self.make(&dir, name, caller, caller.owns(mode, umask), flags)?;
         let (node, stat) = self.enter(&dir, name)?;
         if !node.is_regular() {
             self.table.forget(node.id(), 1);
@@ -134,6 +99,55 @@ impl Edge {
             .admit(node, file, write, born, caller, register)
             .inspect_err(|_| self.table.forget(id, 1))?;
         Ok(Created { attr, ttl, opened })
+    }
+
+    /// Makes the file itself. `None`: it is there without our having it open.
+    fn make(
+        &self,
+        dir: &Node,
+        name: &OsStr,
+        caller: Caller,
+        owner: Ownership,
+        flags: i32,
+    ) -> Answer<Option<File>> {
+        let part = self.classify(&backing::join(&dir.path(), name));
+        let create = match &part {
+            Some((_, Side::Database | Side::Wal | Side::Shm)) => backing::create_whole,
+            // Once per transaction, so it should cost little.
+            Some((_, Side::Journal)) | None => backing::create,
+        };
+        let side_file = self.made_by_root(part, caller)?;
+        let mut created = None;
+        let mut op = || {
+            if let Some((database, side)) = &side_file {
+                if backing::stat_name(dir.fd(), name).is_ok() {
+                    return Err(io::Error::from_raw_os_error(libc::EEXIST));
+                }
+                return self.store.create_side_file(database, *side);
+            }
+            created = Some(create(dir.fd(), name, owner)?);
+            Ok(())
+        };
+        match self.creating(dir, name, &mut op) {
+            Ok(()) => {}
+            Err(Errno::EEXIST) if flags & libc::O_EXCL == 0 => {}
+            Err(error) => return Err(error),
+        }
+        Ok(created)
+    }
+
+    /// A WAL or wal-index that root makes for a database. SQLite gives to the database's owner what it creates as root, as the companions do
+    /// all the time; until then other users could not open the file and would take the database for read-only.
+    fn made_by_root(&self, part: Option<Part>, caller: Caller) -> Answer<Option<Part>> {
+        let part = part
+            .filter(|(_, side)| caller.uid == 0 && matches!(side, Side::Wal | Side::Shm))
+            .filter(|part| self.database_of(Some(part)).is_some());
+        let has_owner = |(database, _): &Part| database.file_in(&self.files_dir, Side::Database).exists();
+        match part {
+            // The database was dropped while its wal-index was being opened. One that nobody owns would be in the way of the next of its name.
+            Some(part) if !has_owner(&part) && self.companion.is_opener(caller.pid) => Err(Errno::ENOENT),
+            part => Ok(part.filter(has_owner)),
+        }
     }
 
     fn admit(

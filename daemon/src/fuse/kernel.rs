@@ -9,8 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock, Weak};
@@ -196,9 +195,7 @@ impl MountLocks {
             },
         }
     }
-}
 
-impl MountLocks {
     /// A wal-index that the opener, who is root, made would keep other users out: one with the database's owner is made first. A
     /// database that is gone gets none.
     fn open_shm(&self) -> io::Result<OpenedFile> {

@@ -17,7 +17,7 @@ use fuser::{
 };
 
 use super::backing::Moment;
-use super::data::{Changes, Created, Opened};
+use super::data::{Changes, Created};
 use super::edge::{Edge, TTL};
 use super::errno::{Answer, Errno};
 use super::readdir;
@@ -276,18 +276,15 @@ impl Filesystem for Serve {
         self.count_inode(Op::Open, id);
         let register = |file: &File| -> io::Result<BackingId> { reply.open_backing(file) };
         match self.edge.open(id.0, flags.0, caller(request), register) {
-            Ok(Opened {
-                number,
-                flags,
-                backing: Some(backing),
-            }) => {
-                reply.opened_passthrough(FileHandle(number), flags, &backing);
+            Ok(opened) => {
+                let (number, flags) = (FileHandle(opened.number), opened.flags);
+                match opened.backing {
+                    Some(backing) => {
+                        reply.opened_passthrough(number, flags, &backing);
+                    }
+                    None => reply.opened(number, flags),
+                }
             }
-            Ok(Opened {
-                number,
-                flags,
-                backing: None,
-            }) => reply.opened(FileHandle(number), flags),
             Err(error) => reply.error(error.into()),
         }
     }

@@ -45,10 +45,11 @@ impl Fault {
     }
 
     pub(crate) fn drops_write(&self, database: bool) -> bool {
-        if self.kind == Kind::End && database && self.is_the_one() {
-            std::process::exit(1);
-        }
         self.kind == Kind::DropWrite && database && self.is_the_one()
+    }
+
+    pub(crate) fn ends(&self, database: bool) -> bool {
+        self.kind == Kind::End && database && self.is_the_one()
     }
 
     pub(crate) fn loses_truncate(&self, database: bool) -> bool {

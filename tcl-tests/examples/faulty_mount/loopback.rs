@@ -434,12 +434,15 @@ impl Filesystem for Loopback {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let written = self
-            .file(fh)
-            .and_then(|open| match self.fault.drops_write(open.database) {
+        let written = self.file(fh).and_then(|open| {
+            if self.fault.ends(open.database) {
+                std::process::exit(1);
+            }
+            match self.fault.drops_write(open.database) {
                 true => Ok(()),
                 false => open.file.write_all_at(data, offset),
-            });
+            }
+        });
         answer!(reply, written, () => reply.written(data.len() as u32))
     }
 
