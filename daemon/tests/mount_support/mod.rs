@@ -20,7 +20,7 @@ use engine::{CheckpointMode, DbName, Kernel, Role, Side, Store, StoreOptions};
 use litefs::companion::{Companion, CompanionOptions, DataLock};
 use litefs::fuse::{Lag, Mount, MountOptions, Passthrough, Presence};
 use litefs::metrics::Metrics;
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 use tempfile::TempDir;
 
 const ROLE_OF_PROCESS: &str = "LITEFS_TEST_DAEMON";
@@ -348,4 +348,30 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Opens a database with a table `t` in a journal mode.
+pub fn open(rig: &Rig, name: &str, journal: &str) -> Connection {
+    let db = Connection::open(rig.path(name)).unwrap();
+    db.busy_timeout(Duration::from_secs(10)).unwrap();
+    let mode: String = db
+        .query_row(&format!("PRAGMA journal_mode={journal}"), [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(mode, journal);
+    db.execute_batch("PRAGMA synchronous=normal; CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b)")
+        .unwrap();
+    db
+}
+
+/// A transaction of one row.
+pub fn insert(db: &Connection) -> Result<(), ErrorCode> {
+    db.execute("INSERT INTO t(b) VALUES ('x')", [])
+        .map(drop)
+        .map_err(|error| error.sqlite_error_code().unwrap())
+}
+
+/// Where the database is, by its position file.
+pub fn txid(rig: &Rig, name: &str) -> u64 {
+    let position = std::fs::read_to_string(rig.path(&format!("{name}-pos"))).unwrap();
+    u64::from_str_radix(&position[..16], 16).unwrap()
 }
