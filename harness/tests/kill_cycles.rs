@@ -5,12 +5,15 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use litefs_dev::binary::Wanted;
 use litefs_dev::solo::{Solo, SoloOptions};
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags};
 
 const CYCLES: usize = 20;
 /// Commits that a cycle must see before the daemon is killed.
@@ -20,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const CLIENT_OF: &str = "KILL_CYCLES_CLIENT_OF";
 const SETUP: &str = "KILL_CYCLES_SETUP";
 const MARK: &str = "committed ";
+/// The client commits nothing new until it may go on: SQLite lets a writer in a hurry starve everybody else.
+const PAUSE: &str = "pause";
+const GO_ON: &str = "go on";
 
 fn kill_cycles(setup: &str, passthrough: &'static str) {
     let dir = tempfile::tempdir().unwrap();
@@ -33,6 +39,7 @@ fn kill_cycles(setup: &str, passthrough: &'static str) {
     let mut solo = Solo::start(options).unwrap();
     let path = solo.mount().join("load.db");
     let mut client = Client::start(&path, setup);
+    let visitor = Visitor::start(&path);
     let mut committed = BTreeSet::new();
     for cycle in 0..CYCLES {
         client.await_commits(COMMITS, &mut committed, cycle);
@@ -40,10 +47,14 @@ fn kill_cycles(setup: &str, passthrough: &'static str) {
         client.drain(&mut committed);
         solo.restart().unwrap();
         client.drain(&mut committed);
+        client.say(PAUSE);
         check(&path, &committed, cycle);
+        client.drain(&mut committed);
+        client.say(GO_ON);
     }
     client.await_commits(1, &mut committed, CYCLES);
     client.end(&mut committed);
+    drop(visitor);
     check(&path, &committed, CYCLES);
     let status: serde_json::Value = serde_json::from_str(&solo.get("/status").unwrap()).unwrap();
     let database = &status["databases"][0];
@@ -137,6 +148,10 @@ impl Client {
         }
     }
 
+    fn say(&mut self, word: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{word}").unwrap();
+    }
+
     fn drain(&mut self, committed: &mut BTreeSet<i64>) {
         committed.extend(self.lines.try_iter());
     }
@@ -154,31 +169,71 @@ impl Client {
     }
 }
 
+/// Connects, reads a row and closes, again and again: the client is never alone with its database.
+struct Visitor {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Visitor {
+    fn start(path: &Path) -> Visitor {
+        let over = Arc::new(AtomicBool::new(false));
+        let (ended, path) = (over.clone(), path.to_owned());
+        let thread = std::thread::spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                // Fails while no daemon runs, and while the client holds its lock.
+                let _ = visit(&path);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        Visitor {
+            over,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Visitor {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().expect("joined once");
+        assert!(thread.join().is_ok() || std::thread::panicking());
+    }
+}
+
+fn visit(path: &Path) -> rusqlite::Result<()> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.query_row("SELECT max(id) FROM t", [], |_| Ok(()))
+}
+
 /// Not a test by itself: the client.
 #[test]
 fn client_process() {
     let (Some(path), Ok(setup)) = (std::env::var_os(CLIENT_OF), std::env::var(SETUP)) else {
         return;
     };
-    let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let ended = over.clone();
-    std::thread::spawn(move || {
-        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-        ended.store(true, std::sync::atomic::Ordering::Relaxed);
+    let told: &Told = Box::leak(Box::default());
+    std::thread::spawn(|| {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            told.paused.store(line == PAUSE, Ordering::Relaxed);
+        }
+        told.over.store(true, Ordering::Relaxed);
     });
     let mut id = 0;
-    while !over.load(std::sync::atomic::Ordering::Relaxed) {
-        let _ = commit_until_error(Path::new(&path), &setup, &mut id, &over);
+    while !told.over.load(Ordering::Relaxed) {
+        let _ = commit_until_error(Path::new(&path), &setup, &mut id, told);
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-fn commit_until_error(
-    path: &Path,
-    setup: &str,
-    id: &mut i64,
-    over: &std::sync::atomic::AtomicBool,
-) -> rusqlite::Result<()> {
+/// What the test told its client.
+#[derive(Default)]
+struct Told {
+    paused: AtomicBool,
+    over: AtomicBool,
+}
+
+fn commit_until_error(path: &Path, setup: &str, id: &mut i64, told: &Told) -> rusqlite::Result<()> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(Duration::from_secs(1))?;
     if !is_on_mount(path) {
@@ -187,7 +242,11 @@ fn commit_until_error(
     connection.execute_batch(setup)?;
     connection.execute_batch("CREATE TABLE IF NOT EXISTS t(id INTEGER PRIMARY KEY, v BLOB)")?;
     let mut insert = connection.prepare("INSERT INTO t VALUES(?, randomblob(300))")?;
-    while !over.load(std::sync::atomic::Ordering::Relaxed) {
+    while !told.over.load(Ordering::Relaxed) {
+        if told.paused.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
         *id += 1;
         insert.execute([*id])?;
         let mut out = std::io::stdout();

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Client, Node, count, integrity, replicate};
+use common::{Client, Node, checkpoint, count, integrity, replicate};
 use engine::{Coherence, Role, Side, StoreOptions};
 use sqlite_format::{PageSize, Pgno};
 
@@ -60,7 +60,7 @@ fn a_reader_that_comes_while_the_wal_starts_over_sees_the_main_file() {
         replicate(&primary, &replica);
         assert_eq!(count(&connected), 50 + round);
         // Everything is in the main file and nobody reads: the next apply starts over.
-        connected.exec("PRAGMA wal_checkpoint(PASSIVE)");
+        checkpoint(&connected, "PASSIVE");
         let path = replica.path();
         let seen = Arc::new(AtomicU32::new(0));
         let seeing = seen.clone();
@@ -169,7 +169,7 @@ fn a_checkpoint_that_began_before_the_database_shrank_may_finish() {
     // What readers may look for is protected as ever.
     replica.db().write_database(&file, 4096, &[7; 4095]).unwrap_err();
     integrity(&reader);
-    reader.exec("PRAGMA wal_checkpoint(TRUNCATE)");
+    checkpoint(&reader, "TRUNCATE");
     integrity(&reader);
     let size = std::fs::metadata(replica.path()).unwrap().len();
     assert_eq!(

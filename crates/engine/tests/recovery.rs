@@ -428,6 +428,8 @@ fn lock_as_writer(file: &File) -> OfdLocks {
 #[derive(PartialEq)]
 enum Came {
     Written,
+    /// And another client closed the database meanwhile.
+    OtherClosed,
     Synced,
     /// SQLite cuts the file off after the sync, as the last step of a COMMIT that makes the database smaller.
     CutOff,
@@ -446,8 +448,10 @@ fn write_without_journal(came: Came) -> (Node, ltx::Pos, bool) {
     for page in 3..5 {
         node.db().write_database(&file, page * 4096, &[7; 4096]).unwrap();
     }
-    if came != Came::Written {
-        node.db().sync_database(&file, true).unwrap();
+    match came {
+        Came::Written => {}
+        Came::OtherClosed => node.db().close_database(),
+        Came::Synced | Came::CutOff => node.db().sync_database(&file, true).unwrap(),
     }
     if came == Came::CutOff {
         let size = file.metadata().unwrap().len();
@@ -463,10 +467,12 @@ fn write_without_journal(came: Came) -> (Node, ltx::Pos, bool) {
 /// A client without a journal cannot roll back what it was writing when the daemon was killed; the log can.
 #[test]
 fn an_unfinished_transaction_without_a_journal_is_taken_back() {
-    let (node, pos, same) = write_without_journal(Came::Written);
-    assert!(same);
-    assert_eq!(node.db().position(), pos);
-    integrity(&node.connect());
+    for came in [Came::Written, Came::OtherClosed] {
+        let (node, pos, same) = write_without_journal(came);
+        assert!(same);
+        assert_eq!(node.db().position(), pos);
+        integrity(&node.connect());
+    }
 }
 
 /// The sync is the last thing that it does before COMMIT returns.

@@ -5,7 +5,7 @@ mod common;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use common::{Node, integrity, replicate};
+use common::{Node, checkpoint, integrity, replicate};
 use ltx::{Checksum, PageSize, Pgno};
 use sqlite_format::header;
 
@@ -103,7 +103,7 @@ fn a_hole_is_cheap(journal_mode: &str) {
     let client = replica.mount();
     assert_eq!(client.query("PRAGMA page_count"), PAGES.to_string());
     assert_eq!(client.query("SELECT length(y) FROM t"), "100000");
-    client.exec("PRAGMA wal_checkpoint(TRUNCATE)");
+    checkpoint(&client, "TRUNCATE");
     drop(client);
     assert_eq!(
         std::fs::metadata(replica.path()).unwrap().len(),
@@ -175,14 +175,14 @@ fn pages_that_come_back_empty_are_not_read_from_old_frames() {
     let pages = node.db().status().pages;
     client.exec("DELETE FROM t WHERE x = 2; VACUUM");
     replicate(&node, &replica);
-    client.exec("PRAGMA wal_checkpoint(TRUNCATE)");
+    checkpoint(&client, "TRUNCATE");
     drop(client);
     assert!(node.db().status().pages < pages);
     grow(&node, pages);
     let pos = node.db().reconcile().unwrap();
     replicate(&node, &replica);
     assert_eq!(reader.query("PRAGMA page_count"), pages.to_string());
-    reader.exec("PRAGMA wal_checkpoint(TRUNCATE)");
+    checkpoint(&reader, "TRUNCATE");
     assert_eq!(checksum(&replica.path()), pos.post_apply);
 }
 

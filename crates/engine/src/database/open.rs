@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 
-use ltx::{Checksum, Decoder, Pos, Txid, ZeroPages};
+use ltx::{Decoder, Pos, Txid, ZeroPages};
 use parking_lot::Mutex;
 use sqlite_format::journal::{HEADER_SIZE as JOURNAL_HEADER_SIZE, JournalHeader};
 use sqlite_format::{PageSize, Pgno};
@@ -41,6 +41,14 @@ use crate::shared::Shared;
 enum Touched {
     Pages(BTreeSet<u32>),
     All,
+}
+
+/// Where the log holds pages.
+struct Sources {
+    /// The last one first.
+    records: Vec<Record>,
+    /// Pages that no record holds any more.
+    missing: BTreeSet<u32>,
 }
 
 /// Work that goes on beside the thread that opens the database.
@@ -284,8 +292,8 @@ impl Database {
                 *touched = Touched::All;
             }
             state.table.truncate(info.commit);
-            for_each_page(&record, |pgno, checksum, _| {
-                state.table.set(pgno, checksum);
+            for_each_page(&record, |pgno, page| {
+                state.table.set(pgno, ltx::page_checksum(pgno, page));
                 if let Touched::Pages(pages) = touched {
                     pages.insert(pgno.get());
                 }
@@ -362,8 +370,9 @@ impl Database {
             return Ok(());
         }
         tracing::info!(db = %self.name, pages = wrong.len(), "writing pages from the log");
-        let written = self.write_from_log(state, page_size, &wrong)?;
-        if let Some(page) = wrong.difference(&written).next() {
+        let Sources { records, missing } = self.sources(state, &wrong)?;
+        self.write_from_log(state, page_size, &records, &wrong)?;
+        if let Some(page) = missing.first() {
             let reason = format!("page {page} is not what the log says, which does not have it any more");
             self.quarantine(state, reason);
         }
@@ -381,15 +390,7 @@ impl Database {
             return Ok(());
         }
         let wrong = differing(state, page_size, pages)?;
-        let mut missing = wrong.clone();
-        for record in self.log.records(Txid::FIRST) {
-            for_each_page(&record?, |pgno, checksum, _| {
-                if state.table.get(pgno) == Some(checksum) {
-                    missing.remove(&pgno.get());
-                }
-                Ok(())
-            })?;
-        }
+        let Sources { records, missing } = self.sources(state, &wrong)?;
         if !missing.is_empty() {
             tracing::warn!(
                 db = %self.name, pages = missing.len(),
@@ -398,38 +399,55 @@ impl Database {
             );
             return Ok(());
         }
-        self.write_from_log(state, page_size, &wrong)?;
+        self.write_from_log(state, page_size, &records, &wrong)?;
         tracing::info!(db = %self.name, pages = wrong.len(), "took back a transaction that its client could not finish");
         state.scratch.settle();
         Ok(())
     }
 
-    /// Makes these pages what the last transaction left, and the file as long. Returns those that the log still has.
+    /// Where the log has what the last transaction left of these pages. Goes back from its end, and not further than it must: most
+    /// pages that are written were written not long ago.
+    fn sources(&self, state: &State, pages: &BTreeSet<u32>) -> Result<Sources> {
+        let mut sources = Sources {
+            records: Vec::new(),
+            missing: pages.clone(),
+        };
+        for record in self.log.records_back() {
+            if sources.missing.is_empty() {
+                break;
+            }
+            let record = record?;
+            let before = sources.missing.len();
+            for_each_page(&record, |pgno, page| {
+                if sources.missing.contains(&pgno.get()) && state.is_current(pgno, page) {
+                    sources.missing.remove(&pgno.get());
+                }
+                Ok(())
+            })?;
+            if sources.missing.len() < before {
+                sources.records.push(record);
+            }
+        }
+        Ok(sources)
+    }
+
+    /// Makes these pages what the last transaction left, and the file as long.
     fn write_from_log(
         &self,
         state: &mut State,
         page_size: PageSize,
-        wrong: &BTreeSet<u32>,
-    ) -> Result<BTreeSet<u32>> {
-        let mut written = BTreeSet::new();
-        for record in self.log.records(Txid::FIRST) {
-            write_record(state, &record?, |pgno, checksum, table| {
-                let wanted = wrong.contains(&pgno.get()) && table.get(pgno) == Some(checksum);
-                if wanted {
-                    written.insert(pgno.get());
-                }
-                wanted
-            })?;
+        records: &[Record],
+        pages: &BTreeSet<u32>,
+    ) -> Result<()> {
+        for record in records {
+            write_record(state, record, |pgno| pages.contains(&pgno.get()))?;
         }
-        self.fit_size(state, page_size)?;
-        Ok(written)
+        self.fit_size(state, page_size)
     }
 
     fn repair_record(&self, state: &mut State, txid: Txid) -> Result<()> {
         if let Some(record) = self.log.find(txid)? {
-            write_record(state, &record, |pgno, checksum, table| {
-                table.get(pgno) == Some(checksum)
-            })?;
+            write_record(state, &record, |_| true)?;
         }
         match state.page_size() {
             Some(page_size) => self.fit_size(state, page_size),
@@ -514,15 +532,11 @@ fn differing(
     Ok(wrong)
 }
 
-/// Writes the wanted pages of a record to the main file.
-fn write_record(
-    state: &mut State,
-    record: &Record,
-    mut wanted: impl FnMut(Pgno, Checksum, &ChecksumTable) -> bool,
-) -> Result<()> {
+/// Writes those of the wanted pages to the main file of which the record holds what the last transaction left.
+fn write_record(state: &mut State, record: &Record, wanted: impl Fn(Pgno) -> bool) -> Result<()> {
     let file = state.backing.get_or_create(Side::Database)?;
-    for_each_page(record, |pgno, checksum, page| {
-        if !wanted(pgno, checksum, &state.table) {
+    for_each_page(record, |pgno, page| {
+        if !wanted(pgno) || !state.is_current(pgno, page) {
             return Ok(());
         }
         file.write_all_at(page, pgno.offset(record.info.page_size))
@@ -530,11 +544,11 @@ fn write_record(
     })
 }
 
-fn for_each_page(record: &Record, mut visit: impl FnMut(Pgno, Checksum, &[u8]) -> Result<()>) -> Result<()> {
+fn for_each_page(record: &Record, mut visit: impl FnMut(Pgno, &[u8]) -> Result<()>) -> Result<()> {
     let mut decoder = Decoder::new(record.reader())?;
     let mut page = vec![0; record.info.page_size.bytes()];
     while let Some(pgno) = decoder.next_page(&mut page)? {
-        visit(pgno, ltx::page_checksum(pgno, &page), &page)?;
+        visit(pgno, &page)?;
     }
     Ok(())
 }

@@ -195,6 +195,18 @@ impl Log {
         Records::new(self, from)
     }
 
+    /// Records from the last to the first.
+    pub(crate) fn records_back(&self) -> impl Iterator<Item = Result<Record>> + '_ {
+        let mut next = self.tail().map(|tail| tail.max);
+        std::iter::from_fn(move || {
+            let found = self.find(next.take()?).transpose()?;
+            if let Ok(record) = &found {
+                next = record.info.min.0.checked_sub(1).map(Txid);
+            }
+            Some(found)
+        })
+    }
+
     /// Makes every record that is visible durable. Who waits while another thread syncs shares the next sync.
     pub fn sync(&self) -> Result<()> {
         self.check_poison()?;

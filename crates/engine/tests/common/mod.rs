@@ -8,6 +8,7 @@ mod vfs;
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
@@ -158,6 +159,15 @@ pub fn integrity(client: &Client) {
     assert_eq!(client.query("PRAGMA integrity_check"), "ok");
 }
 
+/// A checkpoint that runs to its end, which it cannot while one of the engine runs.
+pub fn checkpoint(client: &Client, mode: &str) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while client.query(&format!("PRAGMA wal_checkpoint({mode})")) != "0" {
+        assert!(std::time::Instant::now() < deadline, "the WAL stays busy");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
 pub fn count(client: &Client) -> i64 {
     client.query("SELECT count(*) FROM t").parse().unwrap()
 }
@@ -286,8 +296,12 @@ fn client_process() {
     };
     let connection = match std::env::var_os(CLIENT_SOCKET) {
         Some(socket) => {
+            // The test is over before its client began.
+            let Ok(socket) = UnixStream::connect(socket) else {
+                std::process::exit(0);
+            };
             let intercepted = std::env::var(CLIENT_INTERCEPTED).is_ok_and(|value| value == "1");
-            vfs::register(Path::new(&socket), intercepted);
+            vfs::register(socket, intercepted);
             Connection::open_with_flags_and_vfs(path, OpenFlags::default(), vfs::NAME).unwrap()
         }
         None => Connection::open(path).unwrap(),

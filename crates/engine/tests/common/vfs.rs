@@ -4,7 +4,6 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::ptr::{addr_of, null_mut};
 use std::sync::{Mutex, OnceLock};
 
@@ -40,11 +39,11 @@ enum Kind {
 }
 
 /// Registers the VFS; requests go to the socket.
-pub fn register(socket: &Path, intercepted: bool) {
+pub fn register(socket: UnixStream, intercepted: bool) {
     // SAFETY: the default VFS lives as long as the process.
     let base = unsafe { ffi::sqlite3_vfs_find(null_mut()) };
     let channel = Channel {
-        stream: Mutex::new(UnixStream::connect(socket).unwrap()),
+        stream: Mutex::new(socket),
         base: base as usize,
         intercepted,
     };

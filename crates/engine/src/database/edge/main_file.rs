@@ -101,13 +101,19 @@ impl Database {
         Ok(())
     }
 
-    /// A handle that could write the main file was closed: raw writes may be complete.
+    /// A handle that could write the main file was closed: raw writes may be complete. Not those of a client that holds its lock: the
+    /// handle is that of another one.
     pub fn close_database(&self) {
         let mut state = self.state.lock();
-        if !state.scratch.dirty().is_clean() {
-            state.scratch.set_writing(Writing::Whole);
-            self.shared.settler.watch(&self.name);
+        if state.scratch.dirty().is_clean() {
+            return;
         }
+        // Whatever nobody knows of locks, the settler finds out.
+        let locks = self.cached_locks();
+        if locks.is_some_and(|locks| !locks.database_write_locked().unwrap_or(true)) {
+            state.scratch.set_writing(Writing::Whole);
+        }
+        self.shared.settler.watch(&self.name);
     }
 
     /// The main file is removed: a transaction that drops the database.

@@ -11,6 +11,7 @@ fn records_are_found_after_a_flush_and_after_a_start() {
     let log = open(&disk);
     assert_eq!(log.tail(), None);
     assert_eq!(txids(&log), [0; 0]);
+    assert!(log.records_back().next().is_none());
     let mut appender = log.appender().unwrap();
     for txid in 2..7 {
         add(&mut appender, txid, 1, 0).unwrap();
@@ -32,6 +33,11 @@ fn records_are_found_after_a_flush_and_after_a_start() {
         assert!(log.find(Txid(1)).unwrap().is_none());
         assert!(log.find(Txid(10)).unwrap().is_none());
         assert_eq!(log.records(Txid(8)).count(), 2);
+        let back: Vec<u64> = log
+            .records_back()
+            .map(|record| record.unwrap().info.max.0)
+            .collect();
+        assert_eq!(back, (2..10).rev().collect::<Vec<_>>());
     }
     assert_eq!(open(&disk).repair(), None);
     append(&open(&disk), 10, 1).unwrap();
