@@ -33,7 +33,7 @@ use crate::apply::Backlog;
 use crate::capture::wal::{Wal, read_header};
 use crate::checksums::ChecksumTable;
 use crate::error::{Error, Result};
-use crate::log::{Log, LogOptions, Origin, Record, RecordInfo};
+use crate::log::{Log, LogOptions, Origin, Record, RecordInfo, sync_last};
 use crate::name::{DbName, Side};
 use crate::shared::Shared;
 
@@ -70,8 +70,7 @@ fn joined<T>(work: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
 impl Database {
     /// Opens the database that is kept in `home`, before anybody can use its files.
     ///
-    /// What takes time and depends on nothing else runs side by side: the WAL is sealed while log and table are read, and the log is
-    /// synced while the table is brought up to date.
+    /// What takes time and depends on nothing else runs side by side: the WAL is sealed and the log synced while log and table are read.
     pub(crate) fn open(shared: Arc<Shared>, name: DbName, home: PathBuf) -> Result<Arc<Database>> {
         let mut backing = Backing::new(&shared.files, &name);
         // A daemon that was killed may have left it sealed.
@@ -79,6 +78,11 @@ impl Database {
         unseal_at(path).map_err(Error::io("wal.unseal", path))?;
         let wal = backing.get(Side::Wal)?;
         std::thread::scope(|scope| {
+            // What is copied from a WAL must be in a durable log first.
+            let syncing = wal.is_some().then(|| {
+                let (disk, log) = (shared.options.disk.clone(), home.join("log"));
+                aside_of(scope, move || Ok(sync_last(&disk, &log)?))
+            });
             let sealing = wal.clone().map(|wal| {
                 let (shared, name) = (shared.clone(), name.clone());
                 aside_of(scope, move || seal_left(&shared, &name, &wal))
@@ -93,13 +97,10 @@ impl Database {
             }
             let (db, left) = loaded?;
             sealed?;
-            let settling = wal.filter(|_| !left.clean).map(|_| {
-                let db = db.clone();
-                aside_of(scope, move || Ok(db.log.settle()?))
-            });
             let recovered = db.recover(&left);
-            settling.map_or(Ok(()), |settling| joined(settling?))?;
+            syncing.map_or(Ok(()), |syncing| joined(syncing?))?;
             recovered?;
+            db.state.lock().scratch.confirm();
             Ok(db)
         })
     }
@@ -107,7 +108,9 @@ impl Database {
     /// A database of which nothing is known yet. Clients may have its files open.
     pub(crate) fn create(shared: Arc<Shared>, name: DbName, home: PathBuf) -> Result<Arc<Database>> {
         let backing = Backing::new(&shared.files, &name);
-        Ok(Database::load(shared, name, home, backing)?.0)
+        let (db, _) = Database::load(shared, name, home, backing)?;
+        db.state.lock().scratch.confirm();
+        Ok(db)
     }
 
     fn load(
@@ -118,9 +121,11 @@ impl Database {
     ) -> Result<(Arc<Database>, Left)> {
         let disk = &shared.options.disk;
         disk.create_dir_all("database.mkdir", &home)?;
+        let (scratch, left) = Scratch::open(&home.join("scratch"))?;
         let options = LogOptions {
             segment_bytes: shared.options.segment_bytes,
             compress: shared.options.compress,
+            same_boot: left.same_boot,
         };
         let closed = Arc::new(Closed::new(name.clone(), shared.clone()));
         let (log, table) = std::thread::scope(|scope| {
@@ -136,7 +141,6 @@ impl Database {
         if let Some(repair) = log.repair() {
             tracing::info!(db = %name, ?repair, "log ended in an unfinished record");
         }
-        let (scratch, left) = Scratch::open(&home.join("scratch"))?;
         let state = State {
             pos: Pos::ZERO,
             table,

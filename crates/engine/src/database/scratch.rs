@@ -99,7 +99,8 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Opens or creates the file and tells what it held; from here on the database counts as not closed in order.
+    /// Opens or creates the file and tells what it held; from here on the database counts as not closed in order. What is from before
+    /// the last restart of the machine goes, and what is noted from here on does not count before [`Scratch::confirm`].
     pub(crate) fn open(path: &Path) -> Result<(Scratch, Left)> {
         let file = OpenOptions::new()
             .read(true)
@@ -118,17 +119,28 @@ impl Scratch {
         };
         let left = scratch.left();
         scratch.dirty = left.dirty.clone();
-        let boot = boot_id();
-        scratch.put(0, MAGIC);
-        scratch.put(BOOT, boot[0]);
-        scratch.put(BOOT + 1, boot[1]);
         scratch.put(CLEAN, 0);
+        if !left.same_boot {
+            for (word, value) in [(BOOT, 0), (BOOT + 1, 0), (0, MAGIC), (CURSOR_TXID, 0), (COUNT, 0)] {
+                scratch.put(word, value);
+            }
+            scratch.set_writing(Writing::Unknown);
+        }
         Ok((scratch, left))
+    }
+
+    /// Files and log are as the process expects them after a restart of the machine: from here on what is noted tells the next one
+    /// what it need not look for.
+    pub(crate) fn confirm(&mut self) {
+        let boot = boot_id();
+        self.put(BOOT, boot[0]);
+        self.put(BOOT + 1, boot[1]);
     }
 
     fn left(&self) -> Left {
         let known = self.get(0) == MAGIC;
-        let same_boot = known && [self.get(BOOT), self.get(BOOT + 1)] == boot_id();
+        let boot = boot_id();
+        let same_boot = known && boot != [0, 0] && [self.get(BOOT), self.get(BOOT + 1)] == boot;
         let cursor = self.cursor().filter(|_| same_boot);
         let files_at = Some(self.files_at()).filter(|txid| same_boot && *txid != Txid::ZERO);
         let count = self.get(COUNT);
@@ -298,6 +310,7 @@ mod tests {
         {
             let (mut scratch, left) = Scratch::open(&path).unwrap();
             assert!(!left.clean && left.dirty.is_clean() && left.cursor.is_none());
+            scratch.confirm();
             scratch.mark(9);
             scratch.mark(4);
             scratch.set_cursor(cursor.txid, Some(cursor));
@@ -315,11 +328,34 @@ mod tests {
         assert_eq!((left.files_at, left.cursor), (Some(Txid(8)), None));
     }
 
+    /// The process may be killed before it has seen to what a power loss left.
+    #[test]
+    fn nothing_counts_before_it_is_confirmed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("scratch");
+        for confirmed in [false, true] {
+            let (mut scratch, left) = Scratch::open(&path).unwrap();
+            assert!(!left.same_boot);
+            scratch.set_cursor(Txid(8), None);
+            scratch.mark(4);
+            scratch.set_writing(Writing::Unfinished);
+            if confirmed {
+                scratch.confirm();
+            }
+        }
+        let (_, left) = Scratch::open(&path).unwrap();
+        assert!(left.same_boot && !left.clean);
+        assert_eq!(left.files_at, Some(Txid(8)));
+        assert_eq!(left.dirty, Dirty::Pages(BTreeSet::from([4])));
+        assert_eq!(left.writing, Writing::Unfinished);
+    }
+
     #[test]
     fn more_dirty_pages_than_fit_mean_all_of_them() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("scratch");
         let (mut scratch, _) = Scratch::open(&path).unwrap();
+        scratch.confirm();
         for page in 1..=CAPACITY as u32 + 1 {
             scratch.mark(page);
         }

@@ -41,6 +41,7 @@ pub use record::{Origin, RecordInfo, RecordMeta, WalPosition};
 pub use recover::Repair;
 pub use retain::{Removed, RetainPolicy};
 
+pub(crate) use recover::sync_last;
 use recover::{Found, Purpose};
 use segment::Segment;
 use writer::Writer;
@@ -54,6 +55,8 @@ pub struct LogOptions {
     pub segment_bytes: u64,
     /// Whether captured records are compressed. Received ones stay as they are.
     pub compress: bool,
+    /// The machine has not restarted since the log was written: what was written is there, up to where its process ended.
+    pub same_boot: bool,
 }
 
 impl Default for LogOptions {
@@ -61,6 +64,7 @@ impl Default for LogOptions {
         LogOptions {
             segment_bytes: 64 << 20,
             compress: true,
+            same_boot: false,
         }
     }
 }
@@ -99,7 +103,7 @@ impl Log {
     /// Opens the log in `dir`, which is made if missing. Reads the last segment; a torn end is cut off, see
     /// [`Log::repair`].
     pub fn open(disk: Arc<dyn Disk>, dir: PathBuf, options: LogOptions) -> Result<Log> {
-        let found = recover::recover(&disk, &dir, Purpose::Append)?;
+        let found = recover::recover(&disk, &dir, Purpose::Append, options)?;
         let mut writer = Writer::default();
         writer
             .state
@@ -110,7 +114,7 @@ impl Log {
     /// Opens the log in `dir` for reading only: changes nothing, so that another process may be appending. A torn end
     /// is passed over.
     pub fn inspect(disk: Arc<dyn Disk>, dir: PathBuf) -> Result<Log> {
-        let found = recover::recover(&disk, &dir, Purpose::Inspect)?;
+        let found = recover::recover(&disk, &dir, Purpose::Inspect, LogOptions::default())?;
         let log = Log::new(disk, dir, LogOptions::default(), found, Writer::default());
         log.poison
             .get_or_init(|| Arc::from("it was opened for inspection"));

@@ -1,13 +1,16 @@
 //! Opening: which segments count, and where the last one really ends.
 //!
-//! Frame headers are hopped over. The largest durable length among them bounds what a crash can have harmed; records
-//! behind it are verified in full, and the first one that is not whole ends the log.
+//! Frame headers are hopped over. The largest durable length among them bounds what a power loss can have harmed; records
+//! behind it are verified in full, and the first one that is not whole ends the log. Where only a process has ended, the
+//! length of the file tells as much: bytes are written in order and headers no later than what follows them, except that the
+//! header of a large record comes last.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ltx::Txid;
 
+use super::LogOptions;
 use super::error::{LogError, Result};
 use super::frame::{ALIGNMENT, FrameHeader, HEADER_LEN, frame_len};
 use super::record::RecordInfo;
@@ -52,7 +55,12 @@ pub(super) enum Purpose {
     Inspect,
 }
 
-pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, purpose: Purpose) -> Result<Found> {
+pub(super) fn recover(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    purpose: Purpose,
+    options: LogOptions,
+) -> Result<Found> {
     if !disk.exists("log.open.exists", dir)? {
         if purpose == Purpose::Inspect {
             return Ok(Found::empty(0, None));
@@ -67,7 +75,7 @@ pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, purpose: Purpose) -> Res
     let mut repair = None;
     let mut last = None;
     while let Some((first, path)) = names.pop() {
-        let end = scan_last(disk, &path, purpose)?;
+        let end = scan_last(disk, &path, purpose, options)?;
         repair = repair.or_else(|| end.repair.clone());
         match end.tail {
             Some(tail) => {
@@ -100,6 +108,24 @@ pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, purpose: Purpose) -> Res
         tail: Some(tail),
         repair,
     })
+}
+
+/// Makes the last segment durable while somebody opens the log: a process that died may have left it with the disk, and
+/// [`Log::settle`](super::Log::settle) would wait for that.
+pub(crate) fn sync_last(disk: &Arc<dyn Disk>, dir: &Path) -> Result<()> {
+    if !disk.exists("log.ahead.exists", dir)? {
+        return Ok(());
+    }
+    disk.sync_dir("log.ahead.sync_dir", dir)?;
+    if let Some((_, path)) = read_dir(disk, dir)?.segments.last() {
+        // Without its first record it goes when the log is opened.
+        match disk.open("log.ahead.segment", path, OpenMode::Read) {
+            Ok(file) => file.sync_data("log.ahead.sync")?,
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 struct OnDisk {
@@ -142,7 +168,7 @@ struct End {
     repair: Option<Repair>,
 }
 
-fn scan_last(disk: &Arc<dyn Disk>, path: &Path, purpose: Purpose) -> Result<End> {
+fn scan_last(disk: &Arc<dyn Disk>, path: &Path, purpose: Purpose, options: LogOptions) -> Result<End> {
     let mode = if purpose == Purpose::Append {
         OpenMode::Write
     } else {
@@ -151,7 +177,10 @@ fn scan_last(disk: &Arc<dyn Disk>, path: &Path, purpose: Purpose) -> Result<End>
     let file = disk.open("log.open.segment", path, mode)?;
     let len = file.len("log.open.length")?;
     let chain = hop(&*file, 0, len)?;
-    let whole = verify_from(&file, chain.durable, chain.end)?;
+    let whole = match options.same_boot {
+        true => chain.end,
+        false => verify_from(&file, chain.durable, chain.end)?,
+    };
     let chain = if whole < chain.end {
         hop(&*file, 0, whole)?
     } else {

@@ -13,7 +13,7 @@ fn readers_see_whole_records_in_order_while_the_log_grows_and_shrinks() {
     let dir = tempfile::tempdir().unwrap();
     let options = LogOptions {
         segment_bytes: 64 << 10,
-        compress: true,
+        ..LogOptions::default()
     };
     let log = &Log::open(OsDisk::shared(), dir.path().join("log"), options).unwrap();
     append(log, 2, 1).unwrap();

@@ -96,7 +96,7 @@ fn a_dying_process_loses_nothing_that_was_flushed() {
         disk.power_off_after(step);
         run(&mut model, &disk, &script());
         disk.crash(Crash::Process);
-        let mut log = open(&disk);
+        let mut log = reopen(&disk);
         model.settle(&log);
         // Nor does a power loss bring back what the process had removed, once there is something new.
         model.run(&disk, &mut log, &Step::Append(1)).unwrap();
@@ -106,6 +106,37 @@ fn a_dying_process_loses_nothing_that_was_flushed() {
             Crash::Random
         });
         model.settle(&open(&disk));
+    }
+}
+
+/// A process may end in the middle of a write: its bytes are there up to some point.
+#[test]
+fn records_that_a_dying_process_wrote_in_part_are_cut_off() {
+    let whole = disk(0);
+    let log = open(&whole);
+    append(&log, 2, 1).unwrap();
+    let before = log.bytes() as usize;
+    let mut appender = log.appender().unwrap();
+    let ends: Vec<usize> = (3..6)
+        .scan(before, |end, txid| {
+            *end += frame::frame_len(add(&mut appender, txid, 2, 0).unwrap().len) as usize;
+            Some(*end)
+        })
+        .collect();
+    appender.flush().unwrap();
+    drop(appender);
+    assert_eq!(whole.calls("log.append.write"), 2, "three records in one write");
+    assert_eq!(log.bytes() as usize, *ends.last().unwrap());
+    for len in before..=log.bytes() as usize {
+        let disk = disk(0);
+        append(&open(&disk), 2, 1).unwrap();
+        let content = whole.content(file(0, 2)).unwrap();
+        disk.corrupt(file(0, 2), |bytes| *bytes = content[..len].to_vec());
+        let log = reopen(&disk);
+        let last = 2 + ends.iter().filter(|end| **end <= len).count() as u64;
+        assert_eq!(txids(&log), (2..=last).collect::<Vec<_>>(), "{len} bytes");
+        append(&log, last + 1, 1).unwrap();
+        assert_eq!(txids(&open(&disk)).len() as u64, last);
     }
 }
 

@@ -37,7 +37,17 @@ pub(super) fn options() -> LogOptions {
     LogOptions {
         segment_bytes: 4096,
         compress: false,
+        same_boot: false,
     }
+}
+
+/// As a process does that follows one that was killed.
+pub(super) fn reopen(disk: &SimDisk) -> Log {
+    let options = LogOptions {
+        same_boot: true,
+        ..options()
+    };
+    Log::open(disk.shared(), DIR.into(), options).unwrap()
 }
 
 pub(super) fn open(disk: &SimDisk) -> Log {
