@@ -9,7 +9,7 @@ use sqlite_format::wal::{FRAME_HEADER_SIZE, frame_offset, frame_size};
 use crate::database::backing::read_full;
 
 /// Longest run in bytes.
-const LARGEST: usize = 1 << 20;
+const LARGEST: usize = 256 << 10;
 
 /// Frames `first..first + count` of a WAL.
 #[derive(Debug, Default)]

@@ -12,6 +12,8 @@
 //! Used by capture, apply and the opening of a database, under the database's lock: methods take `&mut self`. Only
 //! [`Flush::write`] waits for the disk, and it runs without that lock.
 
+use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -229,7 +231,7 @@ impl ChecksumTable {
         }
     }
 
-    fn copy_run(&self, blocks: std::ops::Range<usize>) -> (u64, Vec<u8>) {
+    fn copy_run(&self, blocks: Range<usize>) -> (u64, Vec<u8>) {
         let start = blocks.start * BLOCK_ENTRIES;
         let end = (blocks.end * BLOCK_ENTRIES).min(self.entries.len());
         let bytes = self.entries[start..end]
@@ -296,6 +298,7 @@ fn index(pgno: Pgno) -> usize {
 fn read_entries(file: &dyn DiskFile, pages: u32, file_len: u64) -> Result<Vec<u64>> {
     let present = (file_len.saturating_sub(ENTRIES_OFFSET) / ENTRY as u64).min(u64::from(pages)) as usize;
     let mut entries = Vec::with_capacity(pages as usize);
+    populate(entries.spare_capacity_mut());
     let mut bytes = vec![0; READ.min(present * ENTRY)];
     let entry = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().expect("chunks of eight"));
     while entries.len() < present {
@@ -306,6 +309,20 @@ fn read_entries(file: &dyn DiskFile, pages: u32, file_len: u64) -> Result<Vec<u6
     }
     entries.resize(pages as usize, 0);
     Ok(entries)
+}
+
+/// Has the kernel map the memory at once: one fault for each page of it takes longer than to read what goes there.
+fn populate(memory: &mut [MaybeUninit<u64>]) {
+    let Range { start, end } = memory.as_mut_ptr_range();
+    let (start, end) = (
+        (start as usize).next_multiple_of(BLOCK),
+        end as usize / BLOCK * BLOCK,
+    );
+    if start < end {
+        // SAFETY: the pages lie within memory that is borrowed here alone, and keep their content. If the kernel does not know how, they
+        // are mapped when they are touched.
+        unsafe { libc::madvise(start as *mut _, end - start, libc::MADV_POPULATE_WRITE) };
+    }
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ struct Sources {
 }
 
 /// Work that goes on beside the thread that opens the database.
-fn aside_of<'scope, T: Send + 'scope>(
+pub(super) fn aside_of<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     work: impl FnOnce() -> Result<T> + Send + 'scope,
 ) -> Result<ScopedJoinHandle<'scope, Result<T>>> {
@@ -62,7 +62,7 @@ fn aside_of<'scope, T: Send + 'scope>(
         .map_err(Error::io("thread.spawn", "litefs-open"))
 }
 
-fn joined<T>(work: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+pub(super) fn joined<T>(work: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     work.join()
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -9,9 +9,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use ltx::{Decoder, Txid, WalRange};
-use sqlite_format::Pgno;
 use sqlite_format::wal::{FRAME_HEADER_SIZE, WalHeader, frame_offset, frame_size};
+use sqlite_format::{PageSize, Pgno};
 
+use super::open::{aside_of, joined};
 use super::scratch::Left;
 use super::seal::seal;
 use super::state::State;
@@ -48,7 +49,6 @@ impl Database {
             }
             state.backing.forget(Side::Wal);
             let wal = std::mem::take(&mut state.wal);
-            self.log.sync()?;
             self.copy_pages(state, &wal, &file)?;
             self.cut_file(state)?;
         } else {
@@ -67,7 +67,6 @@ impl Database {
         if state.aside.is_empty() {
             return Ok(());
         }
-        self.log.sync()?;
         for file in state.aside.files()? {
             let Some(header) = read_header(&file)? else {
                 continue;
@@ -149,35 +148,29 @@ impl Database {
     }
 
     /// Copies to the main file the pages that it lacks: those of the WAL that are what the last transaction made them.
-    /// The log is durable, because what it lacked could not be derived from the main file.
+    ///
+    /// The log becomes durable while they are looked for, and before one is written: what it lacked could not be derived from the main
+    /// file.
     fn copy_pages(&self, state: &mut State, wal: &Wal, wal_file: &File) -> Result<()> {
-        let Some(page_size) = state.page_size() else {
-            return Ok(());
-        };
-        if wal
-            .header
-            .as_ref()
-            .is_none_or(|header| header.page_size != page_size)
-        {
-            return Ok(());
-        }
-        let mut pages: Vec<u32> = wal.held_pages().filter(|page| *page <= state.commit).collect();
-        pages.sort_unstable();
-        let (mut new, mut old) = (vec![0; page_size.bytes()], vec![0; page_size.bytes()]);
-        for pgno in pages.into_iter().filter_map(Pgno::new) {
-            let Some(frame) = wal.frame_of(pgno) else {
-                continue;
+        let page_size = state.page_size();
+        let frames = std::thread::scope(|scope| {
+            let syncing = aside_of(scope, || Ok(self.log.sync()?));
+            let frames = match page_size {
+                Some(page_size) => lacking(state, wal, wal_file, page_size),
+                None => Ok(Vec::new()),
             };
-            wal_file
-                .read_exact_at(&mut new, frame + FRAME_HEADER_SIZE as u64)
-                .map_err(Error::io("wal.read", state.backing.path(Side::Wal)))?;
-            let offset = pgno.offset(page_size);
-            state.backing.read_padded(Side::Database, &mut old, offset)?;
-            if old == new || !state.is_current(pgno, &new) {
+            joined(syncing?)?;
+            frames
+        })?;
+        let mut page = vec![0; page_size.map_or(0, PageSize::bytes)];
+        for (pgno, frame) in frames {
+            read_page(state, wal_file, frame, &mut page)?;
+            // Where the WAL cannot be sealed, a client of the dead mount may have begun to overwrite it.
+            if !state.is_current(pgno, &page) {
                 continue;
             }
             let file = state.backing.get_or_create(Side::Database)?;
-            file.write_all_at(&new, offset)
+            file.write_all_at(&page, (u64::from(pgno.get()) - 1) * page.len() as u64)
                 .map_err(Error::io("database.write", state.backing.path(Side::Database)))?;
         }
         Ok(())
@@ -192,6 +185,41 @@ impl Database {
         file.set_len(page_size.file_size(state.commit))
             .map_err(Error::io("database.truncate", state.backing.path(Side::Database)))
     }
+}
+
+/// Frames of pages that the main file lacks, in the order of the pages.
+fn lacking(state: &mut State, wal: &Wal, wal_file: &File, page_size: PageSize) -> Result<Vec<(Pgno, u64)>> {
+    if wal
+        .header
+        .as_ref()
+        .is_none_or(|header| header.page_size != page_size)
+    {
+        return Ok(Vec::new());
+    }
+    let mut pages: Vec<u32> = wal.held_pages().filter(|page| *page <= state.commit).collect();
+    pages.sort_unstable();
+    let (mut new, mut old) = (vec![0; page_size.bytes()], vec![0; page_size.bytes()]);
+    let mut lacking = Vec::new();
+    for pgno in pages.into_iter().filter_map(Pgno::new) {
+        let Some(frame) = wal.frame_of(pgno) else {
+            continue;
+        };
+        read_page(state, wal_file, frame, &mut new)?;
+        state
+            .backing
+            .read_padded(Side::Database, &mut old, pgno.offset(page_size))?;
+        if old != new && state.is_current(pgno, &new) {
+            lacking.push((pgno, frame));
+        }
+    }
+    Ok(lacking)
+}
+
+/// The page of the frame at this offset.
+fn read_page(state: &State, wal_file: &File, frame: u64, page: &mut [u8]) -> Result<()> {
+    wal_file
+        .read_exact_at(page, frame + FRAME_HEADER_SIZE as u64)
+        .map_err(Error::io("wal.read", state.backing.path(Side::Wal)))
 }
 
 /// Keeps clients of a dead mount from going on in a WAL that nobody will look at any more. Comes before everything else that is done with
