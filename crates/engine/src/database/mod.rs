@@ -15,6 +15,7 @@ mod cut_off;
 pub(crate) mod edge;
 mod open;
 mod open_wal;
+mod repair;
 mod role;
 pub(crate) mod scan;
 pub(crate) mod scratch;
