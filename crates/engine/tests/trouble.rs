@@ -238,7 +238,7 @@ fn a_failed_sync_fences_the_writers_that_nobody_asks() {
     assert_eq!(again.store.closed_databases(), []);
 }
 
-/// A rollback-mode transaction under way when the node is demoted cannot be committed there any more.
+/// A transaction under way when the node is demoted cannot be committed there any more, and its client cannot begin another one.
 #[test]
 fn a_transaction_across_the_change_of_the_primary_fails_and_leaves_no_trace() {
     // The demotion waits for its end, in vain.
@@ -246,11 +246,26 @@ fn a_transaction_across_the_change_of_the_primary_fails_and_leaves_no_trace() {
         for mode in ["DELETE", "TRUNCATE", "PERSIST"] {
             scope.spawn(move || demote_in_the_middle_of_a_transaction(mode));
         }
+        if can_seal() {
+            scope.spawn(|| demote_in_the_middle_of_a_transaction("WAL"));
+        }
     });
 }
 
+/// Whether this process has CAP_LINUX_IMMUTABLE. Without, a commit that passes the daemon by cannot be kept from returning.
+fn can_seal() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    u64::from_str_radix(effective.unwrap().trim(), 16).unwrap() & 1 << 9 != 0
+}
+
 fn demote_in_the_middle_of_a_transaction(mode: &str) {
-    let old = Node::primary();
+    let options = StoreOptions {
+        seal: can_seal(),
+        ..StoreOptions::default()
+    };
+    let old = Node::open_with(tempfile::tempdir().unwrap(), Coherence::Passthrough, options);
+    old.store.set_role(Role::Primary { epoch: 1 }).unwrap();
     let client = old.mount();
     client.exec(&format!(
             "PRAGMA journal_mode={mode}; PRAGMA cache_size=1; PRAGMA cache_spill=1; CREATE TABLE t(x INTEGER PRIMARY KEY, y)"
@@ -264,9 +279,17 @@ fn demote_in_the_middle_of_a_transaction(mode: &str) {
     assert!(client.try_exec("COMMIT").is_err(), "{mode}");
     let _ = client.try_exec("ROLLBACK");
     assert_eq!(client.query("SELECT count(*) FROM t WHERE y='uncommitted'"), "0");
+    client.exec("PRAGMA busy_timeout=20");
+    let refused = || {
+        let again = client.try_exec("INSERT INTO t VALUES(1000, 'unheard')");
+        assert!(again.is_err(), "{mode}");
+    };
+    refused();
     new.mount().exec("DELETE FROM t WHERE x > 30");
     same(&new, &old);
+    refused();
     assert_eq!(count(&old.mount()), 30, "{mode}");
+    assert_eq!(count(&client), 30, "{mode}");
 }
 
 /// Nothing announces the commits of `journal_mode=MEMORY`; a demotion right behind one captures it.

@@ -67,8 +67,6 @@ impl Writer {
             alone: false,
             index: None,
         };
-        // Nobody holds the database exclusively any more.
-        db.break_seal(&mut db.state.lock())?;
         // Until SHARED was taken the last client may have removed what was opened before.
         if !Arc::ptr_eq(&db.locks()?, &locks) {
             return Err(db.busy("a wal-index that is being replaced"));
@@ -84,6 +82,9 @@ impl Writer {
         if !try_lock(Side::Shm, lock::WRITE, 1, true)? {
             return Err(db.busy("WAL_WRITE"));
         }
+        writer.fenced |= db.fence_late(writer.alone);
+        // Nobody is left whom the seal could keep from writing.
+        db.break_seal(&mut db.state.lock())?;
         // What the last client left behind is of no interest to the next.
         if !writer.alone {
             writer.index =

@@ -4,6 +4,7 @@
 //! daemon starts again and compares. Until then reads go on, every request that writes is refused (but for the rollback of
 //! the transaction in which it happened), and writers that need no request to commit are fenced. The daemon is told, so that the node can hand its lease to a healthy one.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -106,7 +107,7 @@ impl Database {
     pub(super) fn fence_to_demote(&self, deadline: Instant) -> Result<()> {
         let shm = self.state.lock().backing.get(Side::Shm)?.is_some();
         match shm {
-            true => self.fence_wal(&*self.locks()?, deadline),
+            true => self.fence_wal(&*self.locks()?, deadline).map(drop),
             false => Ok(()),
         }
     }
@@ -115,6 +116,7 @@ impl Database {
     pub(crate) fn let_write(&self) {
         if !self.is_closed() {
             self.unfence();
+            self.held_out.store(false, Ordering::Release);
             if let Err(error) = self.break_seal(&mut self.state.lock()) {
                 tracing::error!(db = %self.name, %error, "clients cannot write the WAL");
             }

@@ -1,6 +1,7 @@
-//! Clients with `locking_mode=EXCLUSIVE` when the time as primary ends. They ask for no lock any more, so none can fence them, and in mode K
-//! nothing that they write to the WAL passes the daemon. So the WAL is sealed: such a client goes on reading, and its next commit
-//! fails. The seal is broken before anybody else writes the WAL: apply, a client's close, a promotion.
+//! Clients that no lock can fence when the time as primary ends: those with `locking_mode=EXCLUSIVE` ask for none any more, and those in
+//! the middle of a transaction hold it themselves. In mode K nothing that they write to the WAL passes the daemon. So the WAL is
+//! sealed: such a client goes on reading, and its next commit fails. The seal is broken before anybody else writes the WAL: apply, a
+//! client's close, a promotion.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,19 +18,24 @@ use crate::kernel::{Coherence, LockFiles};
 use crate::name::Side;
 
 impl Database {
-    /// Cuts off a client that holds the database for itself. What it committed before is in the WAL.
-    pub(super) fn cut_off_exclusive(&self, locks: &dyn LockFiles) -> Result<()> {
-        if self.shared.kernel().coherence() == Coherence::Intercepted || !self.shared.options.seal {
-            return Ok(());
-        }
+    /// Whether a client holds the database for itself.
+    pub(super) fn is_held_exclusively(&self, locks: &dyn LockFiles) -> Result<bool> {
         let path = self.name.file(Side::Database);
         let others_may_read = locks
             .try_lock(Side::Database, SHARED_FIRST, SHARED_SIZE, false)
             .map_err(Error::io("database.fence", &path))?;
         if others_may_read {
-            return locks
+            locks
                 .unlock(Side::Database, SHARED_FIRST, SHARED_SIZE)
-                .map_err(Error::io("database.fence", path));
+                .map_err(Error::io("database.fence", path))?;
+        }
+        Ok(!others_may_read)
+    }
+
+    /// Keeps clients from committing. What they committed before is in the WAL.
+    pub(super) fn cut_off(&self) -> Result<()> {
+        if self.shared.kernel().coherence() == Coherence::Intercepted || !self.shared.options.seal {
+            return Ok(());
         }
         let mut state = self.state.lock();
         let Some(wal) = state.backing.get(Side::Wal)? else {
@@ -38,11 +44,11 @@ impl Database {
         state.wal_sealed = seal(&wal).map_err(Error::io("wal.seal", state.backing.path(Side::Wal)))?;
         match state.wal_sealed {
             true => {
-                tracing::info!(db = %self.name, "a client that holds the database exclusively cannot commit any more")
+                tracing::info!(db = %self.name, "a client that holds on to the database cannot commit any more")
             }
             false => tracing::warn!(
                 db = %self.name,
-                "a client holds the database exclusively and can go on committing here, unseen by the new primary: \
+                "a client holds on to the database and can go on committing here, unseen by the new primary: \
                  the WAL cannot be sealed (its file system, or a missing CAP_LINUX_IMMUTABLE)"
             ),
         }

@@ -56,6 +56,8 @@ pub struct Database {
     locks: Mutex<Option<Arc<dyn LockFiles>>>,
     /// WAL_WRITE is held on behalf of a primary elsewhere.
     fenced: AtomicBool,
+    /// A client was in the middle of a transaction when its time to write ended, and is to be fenced when it has let go.
+    held_out: AtomicBool,
     /// A failure of the disk.
     pub(crate) closed: Arc<closed::Closed>,
     /// The state has a quarantine.

@@ -158,6 +158,7 @@ impl Database {
             published: Mutex::default(),
             locks: Mutex::new(None),
             fenced: AtomicBool::new(false),
+            held_out: AtomicBool::new(false),
             closed,
             suspended: AtomicBool::new(false),
         });

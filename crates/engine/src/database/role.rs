@@ -27,6 +27,7 @@ const VERIFIED: u32 = 64;
 const LOOK: Duration = Duration::from_millis(2);
 
 /// What came of an attempt to fence writers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fence {
     /// No client is connected in WAL mode.
     Nobody,
@@ -43,8 +44,8 @@ impl Database {
 
     /// Ends the time as primary: no commit can return any more that is not in the log. Requests that would change
     /// something are refused already; what passes the daemon by is fenced with WAL_WRITE. A client that keeps a lock
-    /// beyond the deadline is in the middle of a transaction that it cannot commit unseen: its frames are captured below
-    /// or archived later, and the end of its journal is refused.
+    /// beyond the deadline is in the middle of a transaction that it cannot commit: its WAL is sealed, and the end of its journal
+    /// is refused. When it has let go it is fenced too.
     pub(crate) fn fence(&self, deadline: Instant) -> Result<()> {
         if self.is_closed() {
             return self.fence_to_demote(deadline);
@@ -61,13 +62,14 @@ impl Database {
             (has_wal, written)
         };
         let locks = self.locks()?;
-        let mut finished = true;
+        let (mut fenced, mut finished) = (true, true);
         if written {
-            self.fence_wal(&*locks, deadline)?;
+            fenced = self.fence_wal(&*locks, deadline)?;
             finished = self.await_writer(&*locks, deadline)?;
         }
-        if has_wal {
-            self.cut_off_exclusive(&*locks)?;
+        self.held_out.store(!fenced, Ordering::Release);
+        if has_wal && (!fenced || self.is_held_exclusively(&*locks)?) {
+            self.cut_off()?;
         }
         let mut state = self.state.lock();
         self.capture_wal(&mut state, Until::Index)?;
@@ -77,18 +79,19 @@ impl Database {
         Ok(())
     }
 
-    /// Fences connections that can write past the daemon, unless one of them holds out.
-    pub(super) fn fence_wal(&self, locks: &dyn LockFiles, deadline: Instant) -> Result<()> {
+    /// Fences connections that can write past the daemon; `false` if one of them holds out. Then the settler goes on trying.
+    pub(super) fn fence_wal(&self, locks: &dyn LockFiles, deadline: Instant) -> Result<bool> {
         loop {
             match self.try_fence(locks)? {
-                Fence::Nobody => return Ok(()),
+                Fence::Nobody => return Ok(true),
                 Fence::Taken => {
                     self.shared.settler.watch(&self.name);
-                    return Ok(());
+                    return Ok(true);
                 }
                 Fence::Busy if Instant::now() >= deadline => {
                     tracing::warn!(db = %self.name, "a client holds WAL_WRITE across the change of the primary");
-                    return Ok(());
+                    self.shared.settler.watch(&self.name);
+                    return Ok(false);
                 }
                 Fence::Busy => std::thread::sleep(LOOK),
             }
@@ -145,9 +148,18 @@ impl Database {
         let Some(_turn) = self.backlog.applying.try_lock() else {
             return Ok(true);
         };
-        let Some(locks) = self.cached_locks().filter(|_| self.is_fenced()) else {
+        let Some(locks) = self.cached_locks() else {
             return Ok(false);
         };
+        if self.held_out.load(Ordering::Acquire) {
+            if self.try_fence(&*locks)? == Fence::Busy {
+                return Ok(true);
+            }
+            self.held_out.store(false, Ordering::Release);
+        }
+        if !self.is_fenced() {
+            return Ok(false);
+        }
         let alone = locks.try_lock(Side::Shm, lock::DMS, 1, true);
         if alone.map_err(Error::io("wal.unfence", self.name.file(Side::Shm)))? || !self.index_is_valid()? {
             self.unfence();
@@ -166,6 +178,16 @@ impl Database {
         };
         let index = read_index(&shm).map_err(Error::io("shm.read", state.backing.path(Side::Shm)))?;
         Ok(index.is_some())
+    }
+
+    /// A client that held out has let go of WAL_WRITE, and an apply has it now. `true` if it is to keep it as the fence.
+    pub(crate) fn fence_late(&self, alone: bool) -> bool {
+        let fences = self.held_out.swap(false, Ordering::AcqRel) && !alone;
+        if fences {
+            self.fenced.store(true, Ordering::Release);
+            self.shared.settler.watch(&self.name);
+        }
+        fences
     }
 
     /// The fence's locks go on as those of an apply.
