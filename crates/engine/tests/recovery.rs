@@ -252,6 +252,29 @@ fn a_received_record_is_applied_by_the_next_start() {
     }
 }
 
+/// What a node knew before the machine restarted is gone, also that it had no WAL; its first own commits are in one.
+#[test]
+fn the_first_commits_after_a_restart_of_the_machine_and_a_promotion_are_kept() {
+    let (primary, client) = wal_primary();
+    let replica = Node::new();
+    replicate(&primary, &replica);
+    drop(client);
+    // The last client to close removes the WAL.
+    assert_eq!(count(&replica.mount()), 1);
+    let wal = name().file_in(replica.store.files_dir(), Side::Wal);
+    assert!(!wal.exists());
+    let dir = replica.stop();
+    lose_power(dir.path());
+    let promoted = reopen(dir);
+    // Nothing tells the engine of the commit before the daemon is killed.
+    let client = promoted.connect();
+    client.exec("PRAGMA wal_autocheckpoint=0; INSERT INTO t VALUES(2, 'two')");
+    let dir = promoted.kill();
+    client.kill();
+    let again = reopen(dir);
+    check(&again, 2);
+}
+
 #[test]
 fn a_removal_that_was_received_is_finished_by_the_next_start() {
     let primary = Node::primary();

@@ -4,12 +4,14 @@
 //! daemon starts again and compares. Until then reads go on, every request that writes is refused (but for the rollback of
 //! the transaction in which it happened), and writers that need no request to commit are fenced. The daemon is told, so that the node can hand its lease to a healthy one.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use super::Database;
 use super::role::Fence;
+use super::scratch::distrust;
 use super::settle::Found;
 use super::state::State;
 use crate::error::{Error, Result};
@@ -21,14 +23,17 @@ use crate::shared::Shared;
 /// Whether and why the database is closed for writing.
 pub(crate) struct Closed {
     name: DbName,
+    /// Of the database.
+    home: PathBuf,
     shared: Arc<Shared>,
     reason: OnceLock<String>,
 }
 
 impl Closed {
-    pub(super) fn new(name: DbName, shared: Arc<Shared>) -> Closed {
+    pub(super) fn new(name: DbName, home: &Path, shared: Arc<Shared>) -> Closed {
         Closed {
             name,
+            home: home.to_owned(),
             shared,
             reason: OnceLock::new(),
         }
@@ -44,6 +49,8 @@ impl Closed {
             db: self.name.clone(),
             reason: reason.to_owned(),
         });
+        // What failed to reach the disk may be gone from memory too.
+        distrust(&self.home);
         // The settler fences.
         self.shared.settler.watch(&self.name);
         self.shared.failures.notify(&self.name);
@@ -107,16 +114,16 @@ impl Database {
     pub(super) fn fence_to_demote(&self, deadline: Instant) -> Result<()> {
         let shm = self.state.lock().backing.get(Side::Shm)?.is_some();
         match shm {
-            true => self.fence_wal(&*self.locks()?, deadline).map(drop),
-            false => Ok(()),
+            true if !self.fence_wal(&*self.locks()?, deadline)? => self.cut_off(),
+            true | false => Ok(()),
         }
     }
 
     /// Clients may write again, unless the database is closed.
     pub(crate) fn let_write(&self) {
         if !self.is_closed() {
-            self.unfence();
             self.held_out.store(false, Ordering::Release);
+            self.unfence();
             if let Err(error) = self.break_seal(&mut self.state.lock()) {
                 tracing::error!(db = %self.name, %error, "clients cannot write the WAL");
             }

@@ -24,7 +24,7 @@ use super::cut_off::unseal_at;
 use super::open_wal::seal_left;
 use super::repair::{Touched, for_each_page};
 use super::scan::Scan;
-use super::scratch::{Left, Scratch, Writing};
+use super::scratch::{Left, Scratch, Writing, distrust};
 use super::seal::unseal;
 use super::state::State;
 use super::{Database, DatabaseMetrics};
@@ -55,7 +55,8 @@ pub(super) fn joined<T>(work: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
 impl Database {
     /// Opens the database that is kept in `home`, before anybody can use its files.
     ///
-    /// What takes time and depends on nothing else runs side by side: the WAL is sealed and the log synced while log and table are read.
+    /// What takes time and depends on nothing else runs side by side: the WAL, if there is one, is sealed and the log synced while log and
+    /// table are read.
     pub(crate) fn open(shared: Arc<Shared>, name: DbName, home: PathBuf) -> Result<Arc<Database>> {
         let mut backing = Backing::new(&shared.files, &name);
         // A daemon that was killed may have left it sealed.
@@ -83,7 +84,9 @@ impl Database {
             let (db, left) = loaded?;
             sealed?;
             let recovered = db.recover(&left);
-            syncing.map_or(Ok(()), |syncing| joined(syncing?))?;
+            syncing
+                .map_or(Ok(()), |syncing| joined(syncing?))
+                .inspect_err(|_| distrust(&db.home))?;
             recovered?;
             db.state.lock().scratch.confirm();
             Ok(db)
@@ -112,7 +115,7 @@ impl Database {
             compress: shared.options.compress,
             same_boot: left.same_boot,
         };
-        let closed = Arc::new(Closed::new(name.clone(), shared.clone()));
+        let closed = Arc::new(Closed::new(name.clone(), &home, shared.clone()));
         let (log, table) = std::thread::scope(|scope| {
             let table = aside_of(scope, || {
                 Ok(ChecksumTable::open(&**disk, &home.join("checksums"))?)
@@ -198,6 +201,10 @@ impl Database {
             self.sync_files(state)?;
             state.table.flush(state.pos.txid)?;
             state.aside.remove()?;
+        }
+        if !left.same_boot {
+            // What was noted before the restart is gone; files and log agree.
+            state.set_cursor();
         }
         self.publish(state);
         Ok(())

@@ -275,6 +275,15 @@ impl Scratch {
     }
 }
 
+/// Makes the next process verify what it finds, as after a restart of the machine. Needs no lock: the mapping shows it too.
+pub(crate) fn distrust(home: &Path) {
+    let path = home.join("scratch");
+    let file = OpenOptions::new().write(true).open(&path);
+    if let Err(error) = file.and_then(|file| file.write_all_at(&[0; 16], BOOT as u64 * 8)) {
+        tracing::error!(path = %path.display(), %error, "the next start will not verify the log");
+    }
+}
+
 /// Gives the file its full size with real blocks: a hole that cannot be filled on a full disk would be a SIGBUS.
 fn allocate(file: &File) -> std::io::Result<()> {
     if file.metadata()?.len() >= SIZE as u64 {
@@ -348,6 +357,19 @@ mod tests {
         assert_eq!(left.files_at, Some(Txid(8)));
         assert_eq!(left.dirty, Dirty::Pages(BTreeSet::from([4])));
         assert_eq!(left.writing, Writing::Unfinished);
+    }
+
+    #[test]
+    fn a_distrusted_file_is_as_from_before_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("scratch");
+        let (mut scratch, _) = Scratch::open(&path).unwrap();
+        scratch.confirm();
+        scratch.set_cursor(Txid(8), None);
+        distrust(dir.path());
+        scratch.mark(4);
+        drop(scratch);
+        assert!(!Scratch::open(&path).unwrap().1.same_boot);
     }
 
     #[test]

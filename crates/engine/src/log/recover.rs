@@ -192,7 +192,7 @@ fn scan_last(disk: &Arc<dyn Disk>, path: &Path, purpose: Purpose, options: LogOp
         bytes: len - chain.end,
     });
     if let Some(repair) = &repair {
-        check_torn(&*file, path, chain.end, len)?;
+        check_torn(&*file, path, chain.end, len, options.same_boot)?;
         if purpose == Purpose::Append {
             file.set_len("log.open.cut", chain.end)?;
             tracing::warn!(path = %path.display(), offset = chain.end, bytes = repair.bytes, "cut off the torn end of a log");
@@ -207,8 +207,12 @@ fn scan_last(disk: &Arc<dyn Disk>, path: &Path, purpose: Purpose, options: LogOp
 }
 
 /// A later record that says that bytes behind `end` were durable proves that this is no torn end but damage, which
-/// must not be answered by throwing away what follows it.
-fn check_torn(file: &dyn DiskFile, path: &Path, end: u64, len: u64) -> Result<()> {
+/// must not be answered by throwing away what follows it. So does any later record where only a process has ended, unless it is the one
+/// that it was writing.
+fn check_torn(file: &dyn DiskFile, path: &Path, end: u64, len: u64, same_boot: bool) -> Result<()> {
+    if same_boot && read_header(file, end)?.is_some() {
+        return Ok(());
+    }
     let mut window = vec![0; SEARCH + HEADER_LEN];
     let mut start = end;
     while start < len {
@@ -220,7 +224,7 @@ fn check_torn(file: &dyn DiskFile, path: &Path, end: u64, len: u64) -> Result<()
             let Some(header) = bytes.and_then(FrameHeader::decode) else {
                 continue;
             };
-            if header.durable > end {
+            if same_boot || header.durable > end {
                 let reason = format!("no whole record, but {} follows", header.info.min);
                 return Err(LogError::Corrupt {
                     path: path.to_owned(),
