@@ -92,6 +92,7 @@ impl Database {
             .wal_page_size()
             .is_some_and(|page_size| page_size != wanted);
         if in_the_way {
+            self.break_seal(&mut self.state.lock())?;
             let path = self.name.file(Side::Wal);
             let kernel = self.shared.kernel();
             kernel

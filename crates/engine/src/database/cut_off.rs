@@ -38,10 +38,7 @@ impl Database {
             return Ok(());
         }
         let mut state = self.state.lock();
-        let Some(wal) = state.backing.get(Side::Wal)? else {
-            return Ok(());
-        };
-        state.wal_sealed = seal(&wal).map_err(Error::io("wal.seal", state.backing.path(Side::Wal)))?;
+        self.seal_wal(&mut state)?;
         match state.wal_sealed {
             true => {
                 tracing::info!(db = %self.name, "a client that holds on to the database cannot commit any more")
@@ -51,6 +48,13 @@ impl Database {
                 "a client holds on to the database and can go on committing here, unseen by the new primary: \
                  the WAL cannot be sealed (its file system, or a missing CAP_LINUX_IMMUTABLE)"
             ),
+        }
+        Ok(())
+    }
+
+    pub(super) fn seal_wal(&self, state: &mut State) -> Result<()> {
+        if let Some(wal) = state.backing.get(Side::Wal)? {
+            state.wal_sealed = seal(&wal).map_err(Error::io("wal.seal", state.backing.path(Side::Wal)))?;
         }
         Ok(())
     }

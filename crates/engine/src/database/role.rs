@@ -67,28 +67,35 @@ impl Database {
             fenced = self.fence_wal(&*locks, deadline)?;
             finished = self.await_writer(&*locks, deadline)?;
         }
-        self.held_out.store(!fenced, Ordering::Release);
-        if has_wal && (!fenced || self.is_held_exclusively(&*locks)?) {
-            self.cut_off()?;
-        }
+        let holds_on = has_wal && (!fenced || self.is_held_exclusively(&*locks)?);
+        let cut_off = if holds_on { self.cut_off() } else { Ok(()) };
         let mut state = self.state.lock();
-        self.capture_wal(&mut state, Until::Index)?;
+        // Who holds on may be about to publish what it has written.
+        let until = if state.wal_sealed {
+            Until::Chain
+        } else {
+            Until::Index
+        };
+        self.capture_wal(&mut state, until)?;
         if finished && !state.backing.journal_is_hot()? {
             self.capture_pages(&mut state, 0)?;
         }
-        Ok(())
+        cut_off
     }
 
     /// Fences connections that can write past the daemon; `false` if one of them holds out. Then the settler goes on trying.
     pub(super) fn fence_wal(&self, locks: &dyn LockFiles, deadline: Instant) -> Result<bool> {
         loop {
-            match self.try_fence(locks)? {
+            let fence = self.try_fence(locks)?;
+            let held_out = fence == Fence::Busy && Instant::now() >= deadline;
+            self.held_out.store(held_out, Ordering::Release);
+            match fence {
                 Fence::Nobody => return Ok(true),
                 Fence::Taken => {
                     self.shared.settler.watch(&self.name);
                     return Ok(true);
                 }
-                Fence::Busy if Instant::now() >= deadline => {
+                Fence::Busy if held_out => {
                     tracing::warn!(db = %self.name, "a client holds WAL_WRITE across the change of the primary");
                     self.shared.settler.watch(&self.name);
                     return Ok(false);
@@ -142,7 +149,8 @@ impl Database {
         Ok(true)
     }
 
-    /// Lifts the fence once nobody is left whom it could keep from writing. Returns whether it stays.
+    /// Fences a client that held out as soon as it has let go, and lifts the fence once nobody is left whom it could keep from writing.
+    /// Returns whether there is one, or has to be.
     pub(crate) fn keep_fence(&self) -> Result<bool> {
         // Apply holds the same locks and must not find them gone in the middle.
         let Some(_turn) = self.backlog.applying.try_lock() else {
@@ -156,6 +164,10 @@ impl Database {
                 return Ok(true);
             }
             self.held_out.store(false, Ordering::Release);
+            if !self.is_held_exclusively(&*locks)? {
+                // Where it is sealed, SQLite opens a database for reading only, for as long as the connection lives.
+                self.break_seal(&mut self.state.lock())?;
+            }
         }
         if !self.is_fenced() {
             return Ok(false);

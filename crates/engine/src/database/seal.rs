@@ -1,22 +1,33 @@
 //! Sealing: after it nobody writes to a file any more, not even through descriptors that were open before.
 //!
 //! Clients of a killed daemon keep passthrough handles that no lock stops if they hold it themselves
-//! (`locking_mode=EXCLUSIVE`), and that nobody fences if the companion was killed too. The file systems that matter
-//! (ext4, XFS, btrfs) refuse each write to an immutable file, and not only its opening.
+//! (`locking_mode=EXCLUSIVE`), and that nobody fences if the companion was killed too. ext4 and f2fs refuse each write to an immutable
+//! file; others refuse only to open it, so it is tried out.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 /// `FS_IMMUTABLE_FL` of the kernel's `linux/fs.h`.
 const IMMUTABLE: libc::c_int = 0x10;
 
-/// Seals the file; `false` if its file system cannot, or if this process may not (`CAP_LINUX_IMMUTABLE`).
+/// Seals the file, which is open for writing; `false` if its file system cannot, or if this process may not (`CAP_LINUX_IMMUTABLE`).
 pub(crate) fn seal(file: &File) -> io::Result<bool> {
-    match flags(file)? {
-        Some(flags) => set_flags(file, flags | IMMUTABLE),
-        None => Ok(false),
+    let Some(flags) = flags(file)? else {
+        return Ok(false);
+    };
+    if !set_flags(file, flags | IMMUTABLE)? {
+        return Ok(false);
     }
+    // Changes nothing where it is let through.
+    let holds = file
+        .write_at(&[], 0)
+        .is_err_and(|error| error.raw_os_error() == Some(libc::EPERM));
+    if !holds {
+        set_flags(file, flags & !IMMUTABLE)?;
+    }
+    Ok(holds)
 }
 
 /// Breaks the seal, so that the file can be removed. Returns whether there was one.

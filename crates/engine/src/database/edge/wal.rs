@@ -90,9 +90,16 @@ impl Database {
     pub fn truncate_wal(&self, file: &File, size: u64) -> Result<()> {
         let mut state = self.state.lock();
         self.capture_before_wal_goes(&mut state)?;
+        let sealed = state.wal_sealed;
         self.break_seal(&mut state)?;
-        file.set_len(size)
-            .map_err(Error::io("wal.truncate", state.backing.path(Side::Wal)))?;
+        let cut = file
+            .set_len(size)
+            .map_err(Error::io("wal.truncate", state.backing.path(Side::Wal)));
+        if sealed {
+            // It may be the very client that is not to write.
+            self.seal_wal(&mut state)?;
+        }
+        cut?;
         if size == 0 {
             self.wal_is_gone(&mut state)?;
         }
