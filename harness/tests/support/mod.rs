@@ -86,7 +86,7 @@ pub(crate) fn daemons(options: ClusterOptions) -> Option<Cluster> {
 }
 
 /// The workspace's `litefs`, built once per test program.
-fn litefs() -> PathBuf {
+pub(crate) fn litefs() -> PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| Wanted::default().find().unwrap()).clone()
 }
