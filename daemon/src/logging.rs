@@ -14,14 +14,20 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{Log, LogFormat};
 
-/// Starts logging. A second call, as tests make, changes nothing.
-pub fn start(log: &Log) {
+/// Has [`crate::fuse`] log each request.
+const REQUESTS: &str = "litefs::fuse::requests=trace";
+
+/// Starts logging, with every request of the kernel if `requests`. A second call, as tests make, changes nothing.
+pub fn start(log: &Log, requests: bool) {
     let level = if log.debug {
         "debug,h2=info,hyper=info,hyper_util=info,reqwest=info"
     } else {
         "info"
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    if requests {
+        filter = filter.add_directive(REQUESTS.parse().expect("a valid directive"));
+    }
     let lines = Lines {
         json: log.format == LogFormat::Json,
         timestamp: log.timestamp,

@@ -459,6 +459,51 @@ async fn a_litefs_replica_gets_snapshot_ready_heartbeat_and_end() {
     within(stopping).await.unwrap();
 }
 
+/// What is damaged on the primary's disk cannot be sent as it is: its replicas would refuse it for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_needs_a_damaged_record_gets_a_snapshot() {
+    let node = primary().await;
+    for rows in [10, 20, 30] {
+        within(node.client.import("a.db", database(rows).into()))
+            .await
+            .unwrap();
+    }
+    let db = node.store.database(&"a.db".parse().unwrap()).unwrap();
+    let first = db.record(ltx::Txid(1)).unwrap().unwrap().info.pos();
+    let log = std::fs::read_dir(node.dir.path().join("databases"))
+        .unwrap()
+        .flat_map(|home| std::fs::read_dir(home.unwrap().path().join("log")).unwrap())
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let mut bytes = std::fs::read(&log).unwrap();
+    let records: Vec<usize> = (0..bytes.len())
+        .filter(|at| bytes[*at..].starts_with(b"LTX1"))
+        .collect();
+    bytes[records[1] + 150] ^= 0x10;
+    std::fs::write(&log, bytes).unwrap();
+    let mut map = vec![0, 0, 0, 1, 0, 0, 0, 4];
+    map.extend_from_slice(b"a.db");
+    map.extend_from_slice(&first.txid.0.to_be_bytes());
+    map.extend_from_slice(&first.post_apply.0.to_be_bytes());
+    let response = litefs_stream(&node, &[("Litefs-Id", "AB")], map.leak()).await;
+    let mut body = response.bytes_stream();
+    let mut received = BytesMut::new();
+    let header = loop {
+        received.extend_from_slice(&within(body.next()).await.unwrap().unwrap());
+        let mut source = &received[..];
+        if let Ok(Some(Frame::Ltx { .. })) = Frame::read(&mut source)
+            && let Ok(summary) = ltx::verify(&mut ChunkReader::new(&mut source))
+        {
+            break summary.header;
+        }
+    };
+    assert!(header.is_snapshot());
+    assert_eq!(header.max_txid, ltx::Txid(3));
+    node.services.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_to_itself_to_another_cluster_or_with_a_bad_map_are_refused() {
     let node = primary().await;

@@ -30,7 +30,12 @@ impl Daemon {
             },
         );
         std::fs::write(dir.path().join("litefs.yml"), text).unwrap();
-        let child = litefs(dir.path()).spawn().unwrap();
+        Daemon::spawn(dir, &[])
+    }
+
+    /// Starts the node whose configuration is in `dir`.
+    fn spawn(dir: tempfile::TempDir, flags: &[&str]) -> Daemon {
+        let child = litefs(dir.path()).args(flags).spawn().unwrap();
         Daemon { child, dir }
     }
 
@@ -118,6 +123,44 @@ fn a_signal_ends_a_node_cleanly_even_with_open_files_and_twice() {
     assert!(stdout.contains("litefs shut down complete"), "{stdout}");
     assert!(!daemon.is_mounted());
     drop(open);
+}
+
+#[test]
+fn fuse_debug_logs_the_requests_of_the_kernel() {
+    let mut daemon = Daemon::start(PRIMARY, "");
+    daemon.eventually("mounted", |daemon| daemon.is_mounted());
+    daemon.signal(Signal::SIGTERM);
+    let (_, _, quiet) = daemon.end();
+    assert!(!quiet.contains("msg=\"request\""), "{quiet}");
+    let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
+    let mut daemon = Daemon::spawn(dir, &["-fuse.debug"]);
+    daemon.eventually("the mount can be written", |daemon| {
+        daemon.is_mounted() && std::fs::write(daemon.mount().join("file"), "x").is_ok()
+    });
+    daemon.signal(Signal::SIGTERM);
+    let (code, stdout, stderr) = daemon.end();
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    assert!(
+        stderr.contains("level=TRACE msg=\"request\" op=create file=other"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_data_directory_of_litefs_is_not_passed_over() {
+    let mut daemon = Daemon::start(PRIMARY, "");
+    daemon.eventually("mounted", |daemon| daemon.is_mounted());
+    daemon.signal(Signal::SIGTERM);
+    daemon.end();
+    let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
+    let data = dir.path().join("data");
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::create_dir_all(data.join("dbs/my.db/ltx")).unwrap();
+    let mut daemon = Daemon::spawn(dir, &[]);
+    let (code, _, stderr) = daemon.end();
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("the databases of a LiteFS 0.5"), "{stderr}");
+    assert!(!daemon.is_mounted());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! ```text
 //! <data>/files/…             the backing tree: what the mount shows, under the same names
 //! <data>/databases/<id>/     name, log/, checksums, scratch: what is known about one database
-//! <data>/archive/<name>/     transactions that no other node had, as ordinary .ltx files
+//! <data>/archive/<name>/     transactions that no other node had, as ordinary .ltx files; <id>/ what could not be opened
 //! <data>/clusterid           which cluster the data belongs to
 //! ```
 
@@ -51,6 +51,30 @@ pub(crate) fn make_home(disk: &dyn Disk, dir: &Path, name: &DbName) -> Result<Pa
     write_text(disk, &home.join(NAME), name.as_str())?;
     disk.sync_dir("store.mkdir.sync", &databases(dir))?;
     Ok(home)
+}
+
+/// Moves a home to the archive. Returns where it is now.
+pub(crate) fn set_aside(disk: &dyn Disk, dir: &Path, name: &DbName, home: &Path) -> Result<PathBuf> {
+    let archive = archive(dir, name);
+    disk.create_dir_all("store.set_aside.mkdir", &archive)?;
+    let to = archive.join(home.file_name().unwrap_or_default());
+    disk.rename("store.set_aside.rename", home, &to)?;
+    disk.sync_dir("store.set_aside.sync", &archive)?;
+    disk.sync_dir("store.set_aside.sync", &databases(dir))?;
+    Ok(to)
+}
+
+/// Refuses the data directory of a LiteFS 0.5: this one would start empty beside it.
+pub(crate) fn refuse_original(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    let original = dir.join("dbs");
+    if disk.exists("store.stat", &original)? && !disk.exists("store.stat", &databases(dir))? {
+        return Err(Error::Invalid(format!(
+            "{} holds the databases of a LiteFS 0.5, which are not taken over: start with an empty data directory, and join the cluster \
+             of the old node or import each database (`litefs import`)",
+            original.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Reads a small text file.

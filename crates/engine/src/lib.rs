@@ -10,6 +10,7 @@ pub mod canary;
 mod capture;
 pub mod checksums;
 mod commit;
+mod damaged;
 mod database;
 pub mod disk;
 mod error;

@@ -14,6 +14,7 @@ use ltx::{Pos, Txid};
 use parking_lot::{Mutex, RwLock};
 use sqlite_format::header::has_magic;
 
+use crate::damaged::Damaged;
 use crate::database::Database;
 use crate::database::backing::create_like;
 use crate::error::{Error, Result};
@@ -37,6 +38,7 @@ const TABLE_LOOK: Duration = Duration::from_secs(1);
 pub struct Store {
     shared: Arc<Shared>,
     databases: RwLock<BTreeMap<DbName, Arc<Database>>>,
+    damaged: Damaged,
     cluster_id: Mutex<Option<String>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -58,6 +60,7 @@ impl Store {
     /// Opens a data directory, creating it if need be. A database that cannot be opened is reported and left out.
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Arc<Store>> {
         let disk = options.disk.clone();
+        layout::refuse_original(&*disk, dir)?;
         let files = layout::files(dir);
         disk.create_dir_all("store.mkdir", &files)?;
         disk.create_dir_all("store.mkdir", &layout::databases(dir))?;
@@ -81,20 +84,17 @@ impl Store {
             closed: Default::default(),
             closing: Default::default(),
         });
-        let mut databases = BTreeMap::new();
+        let (mut databases, damaged) = (BTreeMap::new(), Damaged::default());
         for (name, home) in layout::homes(&*disk, dir)? {
-            match Database::open(shared.clone(), name.clone(), home) {
-                Ok(db) => {
-                    databases.insert(name, db);
-                }
-                Err(error) => {
-                    tracing::error!(db = %name, %error, "cannot open the database, going on without it")
-                }
+            match Database::open(shared.clone(), name.clone(), home.clone()) {
+                Ok(db) => drop(databases.insert(name, db)),
+                Err(error) => damaged.add(name, home, &error),
             }
         }
         Ok(Arc::new(Store {
             shared,
             databases: RwLock::new(databases),
+            damaged,
             cluster_id: Mutex::new(cluster_id.filter(|id| !id.is_empty())),
             threads: Mutex::new(Vec::new()),
         }))
@@ -165,6 +165,15 @@ impl Store {
     /// All databases by name, dropped ones included.
     pub fn databases(&self) -> Vec<Arc<Database>> {
         self.databases.read().values().cloned().collect()
+    }
+
+    /// Databases that could not be opened, with the reasons. Their files are there, and must not be written.
+    pub fn damaged(&self) -> Vec<(DbName, String)> {
+        self.damaged.list()
+    }
+
+    pub fn is_damaged(&self, name: &DbName) -> bool {
+        self.damaged.contains(name)
     }
 
     /// Positions after all that clients have committed so far was captured.
@@ -257,6 +266,7 @@ impl Store {
         if let Some(db) = databases.get(name) {
             return Ok(db.clone());
         }
+        self.damaged.make_room(&self.shared, name)?;
         let home = layout::make_home(&*self.shared.options.disk, &self.shared.dir, name)?;
         let db = Database::create(self.shared.clone(), name.clone(), home)?;
         databases.insert(name.clone(), db.clone());

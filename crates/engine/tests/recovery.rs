@@ -252,6 +252,53 @@ fn a_received_record_is_applied_by_the_next_start() {
     }
 }
 
+/// Its name stays taken: a new log would use its transaction IDs again.
+#[test]
+fn a_database_whose_log_is_damaged_is_read_only_until_a_primary_sends_it() {
+    let (primary, client) = wal_primary();
+    for x in 2..12 {
+        client.exec(&format!("INSERT INTO t VALUES({x}, randomblob(3000))"));
+    }
+    let replica = Node::new();
+    replicate(&primary, &replica);
+    drop(client);
+    let dir = primary.stop();
+    let home = homes(dir.path()).remove(0);
+    let log = list(&home.join("log")).remove(0);
+    let mut bytes = fs::read(&log).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 6000].fill(0);
+    fs::write(&log, bytes).unwrap();
+
+    let damaged = Node::open(dir);
+    let before = fs::read(damaged.path()).unwrap();
+    for epoch in 2..4 {
+        damaged.store.set_role(Role::Primary { epoch }).unwrap();
+        assert!(damaged.store.database(&name()).is_none());
+        assert!(damaged.store.attach(&name()).is_err());
+        assert_eq!(damaged.store.damaged()[0].0, name());
+        damaged.store.set_role(Role::Replica).unwrap();
+    }
+    assert_eq!(fs::read(damaged.path()).unwrap(), before);
+
+    replica.store.set_role(Role::Primary { epoch: 4 }).unwrap();
+    replica.mount().exec("INSERT INTO t VALUES(12, 12)");
+    let snapshot = replica.db().snapshot().unwrap();
+    damaged
+        .store
+        .receive(&name(), &mut snapshot.ltx(7).unwrap())
+        .unwrap();
+    common::wait_applied(&damaged);
+    assert_eq!(damaged.digest(), replica.digest());
+    assert_eq!(count(&damaged.connect()), 12);
+    assert!(damaged.store.damaged().is_empty());
+    // What was there is not lost.
+    let archive = damaged.dir.path().join("archive").join(name().as_str());
+    let aside = archive.join(home.file_name().unwrap());
+    assert!(aside.join("log").is_dir());
+    assert_eq!(fs::read(aside.join("database")).unwrap(), before);
+}
+
 /// What a node knew before the machine restarted is gone, also that it had no WAL; its first own commits are in one.
 #[test]
 fn the_first_commits_after_a_restart_of_the_machine_and_a_promotion_are_kept() {

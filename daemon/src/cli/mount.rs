@@ -38,7 +38,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     let (path, config) = configuration(&args)?;
     println!("config file read from {}", path.display());
     println!("{}", super::version::line());
-    crate::logging::start(&config.log);
+    crate::logging::start(&config.log, config.fuse.debug);
     let options = crate::node::Options {
         config,
         skip_unmount: args.skip_unmount,

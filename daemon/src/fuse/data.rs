@@ -66,8 +66,30 @@ impl Edge {
             return self.open_virtual(id, write);
         }
         let node = self.node(id)?;
-        let file = open_backing_file(&node, write)?;
+        let file = self.open_backing_file(&node, write)?;
         self.admit(node, file, write, false, caller, register)
+    }
+
+    fn open_backing_file(&self, node: &Node, write: bool) -> Answer<File> {
+        if node.is_dir() {
+            return Err(Errno::EISDIR);
+        }
+        if !write {
+            return Ok(backing::reopen(node.fd(), OFlag::O_RDONLY)?);
+        }
+        self.check_sound(node.part().as_ref())?;
+        match backing::reopen(node.fd(), OFlag::O_RDWR) {
+            Err(Os::EACCES) => Ok(backing::reopen(node.fd(), OFlag::O_WRONLY)?),
+            opened => Ok(opened?),
+        }
+    }
+
+    /// Files of a database that could not be opened would be changed without a transaction.
+    fn check_sound(&self, part: Option<&Part>) -> Answer<()> {
+        match part {
+            Some((name, _)) if self.store.is_damaged(name) => Err(Errno::EACCES),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Creates a regular file and opens it, or opens the one that appeared meanwhile unless the caller insists.
@@ -92,7 +114,9 @@ impl Edge {
         let born = created.is_some();
         let file = match created {
             Some(file) => file,
-            None => open_backing_file(&node, write).inspect_err(|_| self.table.forget(node.id(), 1))?,
+            None => self
+                .open_backing_file(&node, write)
+                .inspect_err(|_| self.table.forget(node.id(), 1))?,
         };
         let (id, ttl) = (node.id(), self.ttl(&node));
         let opened = self
@@ -111,6 +135,7 @@ impl Edge {
         flags: i32,
     ) -> Answer<Option<File>> {
         let part = self.classify(&backing::join(&dir.path(), name));
+        self.check_sound(part.as_ref())?;
         let create = match &part {
             Some((_, Side::Database | Side::Wal | Side::Shm)) => backing::create_whole,
             // Once per transaction, so it should cost little.
@@ -411,7 +436,7 @@ impl Edge {
                 &open.file
             }
             Some(_) | None => {
-                opened = open_backing_file(node, true)?;
+                opened = self.open_backing_file(node, true)?;
                 &opened
             }
         };
@@ -440,19 +465,6 @@ impl Edge {
 
 /// Opens the backing file with at least the client's access. The kernel has checked the client's permission; a file that the client may
 /// only write is opened for reading too, because what is written is compared with what was there.
-fn open_backing_file(node: &Node, write: bool) -> Answer<File> {
-    if node.is_dir() {
-        return Err(Errno::EISDIR);
-    }
-    if !write {
-        return Ok(backing::reopen(node.fd(), OFlag::O_RDONLY)?);
-    }
-    match backing::reopen(node.fd(), OFlag::O_RDWR) {
-        Err(Os::EACCES) => Ok(backing::reopen(node.fd(), OFlag::O_WRONLY)?),
-        opened => Ok(opened?),
-    }
-}
-
 #[cfg(feature = "canary")]
 fn canary_drops(side: Side) -> bool {
     use engine::canary::{Fault, strikes};

@@ -67,6 +67,7 @@ impl Requests {
     }
 
     pub(crate) fn count(&self, op: Op, kind: FileKind) {
+        tracing::trace!(op = OPS[op as usize].1, file = KINDS[kind as usize].1, "request");
         let cell = &self.cells[op as usize][kind as usize];
         cell.count.fetch_add(1, Ordering::Relaxed);
         let register = || metrics::counter!(FUSE_REQUESTS_TOTAL, "op" => OPS[op as usize].1, "file" => KINDS[kind as usize].1);

@@ -50,7 +50,25 @@ pub(super) async fn status(api: Api, _: Query) -> Result<Response, ApiError> {
 
 /// Every database with a position that covers all commits that have returned.
 fn databases(store: &engine::Store) -> Vec<DatabaseStatus> {
-    store.databases().iter().map(|db| database(db)).collect()
+    let mut databases: Vec<DatabaseStatus> = store.databases().iter().map(|db| database(db)).collect();
+    databases.extend(store.damaged().into_iter().map(damaged));
+    databases.sort_by(|a, b| a.name.cmp(&b.name));
+    databases
+}
+
+/// A database whose log cannot be opened: nothing is known but its name.
+fn damaged((name, reason): (engine::DbName, String)) -> DatabaseStatus {
+    DatabaseStatus {
+        name: name.to_string(),
+        txid: Txid(0),
+        checksum: Checksum(0),
+        received: Txid(0),
+        page_size: 0,
+        pages: 0,
+        mode: String::new(),
+        log: LogStatus::default(),
+        quarantine: Some(reason),
+    }
 }
 
 fn database(db: &engine::Database) -> DatabaseStatus {

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{Database, DbName, Store};
+use engine::{Database, DbName, Record, Store};
 use litefs_api::NodeId;
 use ltx::{Pos, Txid};
 
@@ -32,6 +32,8 @@ pub(super) struct CatchUp {
     pub(super) replica: Arc<Replica>,
     pub(super) sink: BlockingSink,
     pub(super) positions: PositionMap,
+    /// Databases of which this stream has sent records.
+    pub(super) begun: BTreeSet<DbName>,
     /// Room for a small record.
     pub(super) record: Vec<u8>,
     pub(super) snapshot_timeout: Option<Duration>,
@@ -144,23 +146,21 @@ impl CatchUp {
 
     /// Sends the next record, or a snapshot where there is no record that follows; gives the position after it.
     fn step(&mut self, db: &Database, has: Pos) -> Result<Option<Pos>, Failure> {
-        let next = has.txid.next().unwrap_or(Txid::MAX);
-        // A replica at zero gets a snapshot even if the log goes back to the first transaction: LiteFS skips records that
-        // carry its own node id.
-        if !has.is_zero()
-            && let Some(record) = db.record(next)?
-            && record.info.min == next
-            && record.info.pre == has.post_apply
-        {
-            let position = record.info.pos();
-            if record.info.len <= SMALL_RECORD {
-                record.read_into(&mut self.record).map_err(engine::Error::from)?;
-                self.small_body(db.name())?;
-            } else {
-                self.body(db.name(), &mut record.reader(), None)?;
+        match self.record_after(db, has) {
+            Ok(Some(record)) => {
+                let position = record.info.pos();
+                if record.info.len <= SMALL_RECORD {
+                    self.small_body(db.name())?;
+                } else {
+                    self.body(db.name(), &mut record.reader(), None)?;
+                }
+                self.count(db.name(), "ltx");
+                return Ok(Some(position));
             }
-            self.count(db.name(), "ltx");
-            return Ok(Some(position));
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(db = %db.name(), replica = %self.replica.hostname, %has, %error, "the log is damaged, sending a snapshot");
+            }
         }
         // What is collected goes first, and heartbeats have the floor while the snapshot is being made.
         self.sink.flush().map_err(StreamBroken::from)?;
@@ -175,6 +175,28 @@ impl CatchUp {
         self.body(db.name(), &mut body, deadline)?;
         self.count(db.name(), "ltx:snapshot");
         Ok(Some(position))
+    }
+
+    /// The record that follows; a small one has been read. The first one of a stream is verified: if the replica refused it before, it would
+    /// do so again.
+    fn record_after(&mut self, db: &Database, has: Pos) -> engine::Result<Option<Record>> {
+        let next = has.txid.next().unwrap_or(Txid::MAX);
+        // A replica at zero gets a snapshot even if the log goes back to the first transaction: LiteFS skips records that
+        // carry its own node id.
+        if has.is_zero() {
+            return Ok(None);
+        }
+        let follows = |record: &Record| record.info.min == next && record.info.pre == has.post_apply;
+        let Some(record) = db.record(next)?.filter(follows) else {
+            return Ok(None);
+        };
+        if self.begun.insert(db.name().clone()) {
+            ltx::verify(record.reader())?;
+        }
+        if record.info.len <= SMALL_RECORD {
+            record.read_into(&mut self.record)?;
+        }
+        Ok(Some(record))
     }
 
     /// Counts a frame. The handle of the database that is being sent is kept: looking it up costs more than counting.

@@ -211,6 +211,7 @@ impl Session {
             replica: Arc::clone(&self.connected.replica),
             sink: self.sink.blocking(),
             positions,
+            begun: BTreeSet::new(),
             record: Vec::new(),
             snapshot_timeout: self.source.snapshot_timeout,
             counter: None,

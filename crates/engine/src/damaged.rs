@@ -1,0 +1,87 @@
+//! Databases whose home cannot be opened: their log is damaged, or the disk does not give it. Their names stay taken. A new log under
+//! the same name would begin with transaction 1, which other nodes know as something else.
+//!
+//! On the primary such a database is read-only until somebody has looked at it; a replica gets it anew from its primary, and sets
+//! aside what it had.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::layout;
+use crate::name::{DbName, Side};
+use crate::shared::Shared;
+
+/// Homes that could not be opened, by the name of their database.
+#[derive(Debug, Default)]
+pub(crate) struct Damaged {
+    homes: Mutex<BTreeMap<DbName, Home>>,
+}
+
+#[derive(Debug)]
+struct Home {
+    dir: PathBuf,
+    reason: String,
+}
+
+impl Damaged {
+    pub(crate) fn add(&self, name: DbName, dir: PathBuf, error: &Error) {
+        let reason = format!(
+            "{} cannot be opened, so the database is read-only here until this node follows a primary that has it ({error})",
+            dir.display()
+        );
+        tracing::error!(db = %name, %reason, "going on without the database");
+        self.homes.lock().insert(name, Home { dir, reason });
+    }
+
+    pub(crate) fn contains(&self, name: &DbName) -> bool {
+        self.homes.lock().contains_key(name)
+    }
+
+    /// Names and reasons.
+    pub(crate) fn list(&self) -> Vec<(DbName, String)> {
+        let homes = self.homes.lock();
+        homes
+            .iter()
+            .map(|(name, home)| (name.clone(), home.reason.clone()))
+            .collect()
+    }
+
+    /// Makes the name free for a database that comes from the primary: what was there goes to the archive, home and files.
+    pub(crate) fn make_room(&self, shared: &Shared, name: &DbName) -> Result<()> {
+        let mut homes = self.homes.lock();
+        let Some(home) = homes.get(name) else {
+            return Ok(());
+        };
+        if shared.is_primary() {
+            return Err(Error::Quarantined {
+                db: name.clone(),
+                reason: home.reason.clone(),
+            });
+        }
+        let archive = layout::set_aside(&*shared.options.disk, &shared.dir, name, &home.dir)?;
+        for side in Side::ALL {
+            let file = name.file_in(&shared.files, side);
+            let to = archive.join(side_name(side));
+            match std::fs::rename(&file, &to) {
+                Ok(()) => shared.kernel().invalidate_entry(name, side),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io("store.set_aside", file)(error)),
+            }
+        }
+        tracing::warn!(db = %name, archive = %archive.display(), "what this node had of the database is set aside");
+        homes.remove(name);
+        Ok(())
+    }
+}
+
+fn side_name(side: Side) -> &'static str {
+    match side {
+        Side::Database => "database",
+        Side::Journal => "database-journal",
+        Side::Wal => "database-wal",
+        Side::Shm => "database-shm",
+    }
+}
