@@ -292,6 +292,35 @@ fn demote_in_the_middle_of_a_transaction(mode: &str) {
     assert_eq!(count(&client), 30, "{mode}");
 }
 
+/// Where the WAL cannot be sealed, such a commit returns. It is not mixed with what the new primary sends.
+#[test]
+fn a_commit_after_a_demotion_makes_the_node_ask_for_a_snapshot() {
+    let old = Node::primary();
+    let client = old.mount();
+    client.exec("PRAGMA journal_mode=WAL; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
+    client.exec("WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 60) INSERT INTO t SELECT n, randomblob(900) FROM c");
+    let new = Node::new();
+    same(&old, &new);
+    client.exec("BEGIN; UPDATE t SET y='unheard' WHERE x < 40");
+    old.store.set_role(Role::Replica).unwrap();
+    new.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+    client.exec("COMMIT");
+    let writer = new.mount();
+    writer.exec("DELETE FROM t WHERE x > 50");
+    let last = new.db().drain().unwrap();
+    let record = new.db().record(last.txid).unwrap().unwrap();
+    old.store.receive(&name(), &mut record.reader()).unwrap();
+    eventually("it is noticed", || old.db().status().quarantine.is_some());
+    let snapshot = new.db().snapshot().unwrap();
+    old.store.receive(&name(), &mut snapshot.ltx(7).unwrap()).unwrap();
+    wait_applied(&old);
+    assert_eq!(old.db().status().quarantine, None);
+    assert_eq!(old.digest(), new.digest());
+    assert_eq!(count(&old.mount()), 50);
+    writer.exec("INSERT INTO t VALUES(100, 'heard')");
+    same(&new, &old);
+}
+
 /// Nothing announces the commits of `journal_mode=MEMORY`; a demotion right behind one captures it.
 #[test]
 fn a_commit_just_before_a_demotion_is_in_the_log() {

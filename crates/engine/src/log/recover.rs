@@ -26,6 +26,8 @@ pub struct Repair {
     pub path: PathBuf,
     pub offset: u64,
     pub bytes: u64,
+    /// TXID of a record that is behind it: more than a torn end, unless the power failed.
+    pub followed_by: Option<Txid>,
 }
 
 pub(super) struct Found {
@@ -186,13 +188,14 @@ fn scan_last(disk: &Arc<dyn Disk>, path: &Path, purpose: Purpose, options: LogOp
     } else {
         chain
     };
-    let repair = (chain.end < len).then(|| Repair {
-        path: path.to_owned(),
-        offset: chain.end,
-        bytes: len - chain.end,
-    });
-    if let Some(repair) = &repair {
-        check_torn(&*file, path, chain.end, len, options.same_boot)?;
+    let mut repair = None;
+    if chain.end < len {
+        let repair = repair.insert(Repair {
+            path: path.to_owned(),
+            offset: chain.end,
+            bytes: len - chain.end,
+            followed_by: check_torn(&*file, path, chain.end, len, options.same_boot)?,
+        });
         if purpose == Purpose::Append {
             file.set_len("log.open.cut", chain.end)?;
             tracing::warn!(path = %path.display(), offset = chain.end, bytes = repair.bytes, "cut off the torn end of a log");
@@ -208,11 +211,13 @@ fn scan_last(disk: &Arc<dyn Disk>, path: &Path, purpose: Purpose, options: LogOp
 
 /// A later record that says that bytes behind `end` were durable proves that this is no torn end but damage, which
 /// must not be answered by throwing away what follows it. So does any later record where only a process has ended, unless it is the one
-/// that it was writing.
-fn check_torn(file: &dyn DiskFile, path: &Path, end: u64, len: u64, same_boot: bool) -> Result<()> {
-    if same_boot && read_header(file, end)?.is_some() {
-        return Ok(());
+/// that it was writing. Otherwise tells of a record that is there.
+fn check_torn(file: &dyn DiskFile, path: &Path, end: u64, len: u64, same_boot: bool) -> Result<Option<Txid>> {
+    let torn = read_header(file, end)?;
+    if same_boot && torn.is_some() {
+        return Ok(None);
     }
+    let mut follows = None;
     let mut window = vec![0; SEARCH + HEADER_LEN];
     let mut start = end;
     while start < len {
@@ -232,10 +237,13 @@ fn check_torn(file: &dyn DiskFile, path: &Path, end: u64, len: u64, same_boot: b
                     reason,
                 });
             }
+            if start + at as u64 > end {
+                follows.get_or_insert(header.info.min);
+            }
         }
         start += SEARCH as u64;
     }
-    Ok(())
+    Ok(follows)
 }
 
 struct Chain {

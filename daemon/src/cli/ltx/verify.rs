@@ -54,6 +54,18 @@ fn verify(log: &Log) -> Verdict {
         records += 1;
         last = Some(info);
     }
+    if let Some((repair, next)) = log
+        .repair()
+        .and_then(|repair| Some((repair, repair.followed_by?)))
+    {
+        let end = last.map_or(Txid::ZERO, |last| last.max);
+        return Err(format!(
+            "no whole record after {end}, at offset {} of {}, but record {next} follows: unless the power failed, which may leave that, \
+             the disk has lost something",
+            repair.offset,
+            repair.path.display()
+        ));
+    }
     let torn = log.repair().map_or(String::new(), |repair| {
         format!(", {} bytes of a torn end", repair.bytes)
     });
