@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::Path;
 
 use futures_util::StreamExt;
-use litefs_api::{Checksum, Client, DatabaseStatus, Position, Txid};
+use litefs_api::{Checksum, Client, DatabaseStatus, HistoryEntry, Position, Txid};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -88,7 +88,7 @@ pub(crate) async fn verify(status: &ClusterStatus) -> Result<Verification> {
     let directory = tempfile::tempdir().map_err(Error::system("creating a temporary directory"))?;
     let mut histories = BTreeMap::new();
     let mut checked = BTreeSet::new();
-    let mut first = BTreeMap::new();
+    let mut digests = BTreeMap::new();
     for (node, said) in status.live() {
         let Some(url) = &node.api else { continue };
         let client = Client::new(url).map_err(|error| failed(node.name, error))?;
@@ -109,15 +109,8 @@ pub(crate) async fn verify(status: &ClusterStatus) -> Result<Verification> {
                     continue;
                 }
             };
-            let (holder, known) = *first.entry(database.name.clone()).or_insert((node.name, digest));
-            if known != digest {
-                let name = &database.name;
-                let problem = format!(
-                    "{name}: {} has digest {digest:016x}, {holder} has {known:016x}",
-                    node.name
-                );
-                result.problems.push(problem);
-            }
+            let difference = compare_digests(&mut digests, &database.name, node.name, digest);
+            result.problems.extend(difference);
             if checked.insert((database.name.clone(), digest)) {
                 let position = Position {
                     txid: database.txid,
@@ -162,18 +155,31 @@ async fn compare_history(
         }
         Err(error) => return Err(failed(node, error)),
     };
-    for entry in history.entries {
-        let key = (database.name.clone(), entry.txid);
-        let (other, checksum) = *known.entry(key).or_insert((node, entry.checksum));
-        if checksum != entry.checksum {
-            let (name, txid) = (&database.name, entry.txid);
-            return Ok(Some(format!(
-                "{name}: after {txid}, {node} has checksum {} and {other} {checksum}",
-                entry.checksum
-            )));
-        }
-    }
-    Ok(None)
+    Ok(compare_entries(known, &database.name, node, &history.entries))
+}
+
+/// The first of a node's transactions that led to another content than a node before it says.
+fn compare_entries(
+    known: &mut Histories,
+    name: &str,
+    node: Station,
+    entries: &[HistoryEntry],
+) -> Option<String> {
+    entries.iter().find_map(|HistoryEntry { txid, checksum }| {
+        let key = (name.to_owned(), *txid);
+        let (other, expected) = *known.entry(key).or_insert((node, *checksum));
+        (expected != *checksum)
+            .then(|| format!("{name}: after {txid}, {node} has checksum {checksum} and {other} {expected}"))
+    })
+}
+
+/// The digest of each database, and the first node that has it.
+type Digests = BTreeMap<String, (Station, u64)>;
+
+fn compare_digests(known: &mut Digests, name: &str, node: Station, digest: u64) -> Option<String> {
+    let (holder, expected) = *known.entry(name.to_owned()).or_insert((node, digest));
+    (expected != digest)
+        .then(|| format!("{name}: {node} has digest {digest:016x}, {holder} has {expected:016x}"))
 }
 
 fn compare_positions(positions: &Positions, problems: &mut Vec<String>) {
@@ -230,6 +236,114 @@ fn failed(node: Station, error: impl std::fmt::Display) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn n(number: usize) -> Station {
+        Station::node(number).unwrap()
+    }
+
+    fn at(txid: u64, checksum: u64) -> Position {
+        Position {
+            txid: Txid(txid),
+            checksum: Checksum(checksum),
+        }
+    }
+
+    /// What each node, from n1, holds: names and positions.
+    fn held(nodes: &[&[(&str, Position)]]) -> Positions {
+        let databases = |held: &[(&str, Position)]| {
+            held.iter()
+                .map(|(name, position)| (name.to_string(), *position))
+                .collect()
+        };
+        (1..)
+            .zip(nodes)
+            .map(|(number, held)| (n(number), databases(held)))
+            .collect()
+    }
+
+    fn problems(positions: &Positions) -> Vec<String> {
+        let mut problems = Vec::new();
+        compare_positions(positions, &mut problems);
+        assert_eq!(agree(positions), problems.is_empty(), "{problems:?}");
+        problems
+    }
+
+    #[test]
+    fn equal_positions_are_no_problem() {
+        let held_by_all: &[_] = &[("a.db", at(7, 1)), ("b.db", at(1, 2))];
+        assert!(problems(&held(&[held_by_all; 3])).is_empty());
+        assert!(problems(&held(&[&[], &[]])).is_empty());
+    }
+
+    #[test]
+    fn no_node_at_all_is_a_problem() {
+        assert_eq!(problems(&Positions::new()), ["no node answers"]);
+    }
+
+    #[test]
+    fn another_transaction_checksum_or_set_of_databases_is_told_with_node_and_name() {
+        let (behind, other) = (at(6, 1), at(7, 9));
+        let all = held(&[
+            &[("a.db", at(7, 1))],
+            &[("a.db", behind)],
+            &[("a.db", other)],
+            &[],
+            &[("a.db", at(7, 1)), ("b.db", at(1, 2))],
+        ]);
+        let (ours, extra) = (at(7, 1), at(1, 2));
+        assert_eq!(
+            problems(&all),
+            [
+                format!("a.db: n2 is at {behind}, n1 at {ours}"),
+                format!("a.db: n3 is at {other}, n1 at {ours}"),
+                format!("a.db: n4 is at nothing, n1 at {ours}"),
+                format!("b.db: n5 is at {extra}, n1 at nothing"),
+            ]
+        );
+    }
+
+    #[test]
+    fn another_digest_is_told_with_both_holders() {
+        let mut known = Digests::new();
+        assert_eq!(compare_digests(&mut known, "a.db", n(1), 1), None);
+        assert_eq!(compare_digests(&mut known, "b.db", n(1), 2), None);
+        assert_eq!(compare_digests(&mut known, "a.db", n(2), 1), None);
+        assert_eq!(
+            compare_digests(&mut known, "a.db", n(3), 2).unwrap(),
+            "a.db: n3 has digest 0000000000000002, n1 has 0000000000000001"
+        );
+    }
+
+    #[test]
+    fn logs_are_compared_where_both_reach() {
+        let entries = |range: std::ops::RangeInclusive<u64>, odd: u64| -> Vec<_> {
+            range
+                .map(|txid| HistoryEntry {
+                    txid: Txid(txid),
+                    checksum: Checksum(if txid == odd { 0 } else { 100 + txid }),
+                })
+                .collect()
+        };
+        let mut known = Histories::new();
+        assert_eq!(
+            compare_entries(&mut known, "a.db", n(1), &entries(5..=9, 0)),
+            None
+        );
+        // It reaches back further, and what only it has is nobody's contradiction.
+        assert_eq!(
+            compare_entries(&mut known, "a.db", n(2), &entries(1..=8, 4)),
+            None
+        );
+        assert_eq!(
+            compare_entries(&mut known, "b.db", n(1), &entries(5..=9, 7)),
+            None
+        );
+        let (txid, theirs, ours) = (Txid(7), Checksum(0), Checksum(107));
+        assert_eq!(
+            compare_entries(&mut known, "a.db", n(3), &entries(5..=9, 7)).unwrap(),
+            format!("a.db: after {txid}, n3 has checksum {theirs} and n1 {ours}")
+        );
+    }
 
     #[test]
     fn the_digest_is_crc_64_xz() {
