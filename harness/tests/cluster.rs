@@ -4,8 +4,11 @@
 
 mod support;
 
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use litefs_api::{Archived, Event, Position};
 use litefs_dev::wire::LinkPolicy;
 use litefs_dev::{Cluster, ClusterOptions, Condition, Durability, Node, NodeRole, Passthrough, Station};
 use serde_json::Value;
@@ -42,6 +45,44 @@ fn insert(node: Node<'_>, count: usize) {
 fn rows(node: Node<'_>) -> i64 {
     let counted = node.sql(DB, "SELECT count(*) FROM t").unwrap();
     counted.single().and_then(Value::as_i64).unwrap()
+}
+
+/// Where a database is once all that was committed through the mount is captured.
+fn position(node: Node<'_>, database: &str) -> Position {
+    let mut command = node.exec("cat").unwrap();
+    let output = command.arg(format!("{database}-pos")).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.trim().parse().unwrap()
+}
+
+/// What `GET /events` of the node says from now on.
+fn events(node: Node<'_>) -> mpsc::Receiver<Event> {
+    let client = litefs_api::Client::new(&node.url().unwrap()).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(async {
+            let mut events = client.events().await.unwrap();
+            while let Some(Ok(event)) = events.next().await {
+                if sender.send(event).is_err() {
+                    return;
+                }
+            }
+        });
+    });
+    let first = receiver.recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(first, Event::Init { .. }), "{first:?}");
+    receiver
+}
+
+/// The event that says what of [`DB`] was set aside.
+fn archived(events: &mpsc::Receiver<Event>) -> Archived {
+    loop {
+        match events.recv_timeout(PATIENCE).unwrap() {
+            Event::Archived { db, data } if db == DB => return data,
+            _ => {}
+        }
+    }
 }
 
 /// Waits until all live nodes are where the primary is and checks that each reads `expected` rows.
@@ -220,9 +261,12 @@ fn a_primary_that_was_cut_off_follows_its_successor_afterwards() {
     insert(cluster.primary().unwrap(), 10);
     all_read(&cluster, 10);
     let old = cluster.primary().unwrap().station();
+    let events = events(cluster.at(old));
     cluster.partition(&[vec![old]], false).unwrap();
+    let common = position(cluster.at(old), DB);
     // Acknowledged by nobody but this node.
     insert(cluster.at(old), 5);
+    let lost = position(cluster.at(old), DB);
     let (new, waited) = successor(&cluster, old);
     println!("{new} elected {waited:?} after the partition");
     eventually("the old primary knows that it is none", || {
@@ -233,6 +277,34 @@ fn a_primary_that_was_cut_off_follows_its_successor_afterwards() {
     cluster.wait(&Condition::Settled, PATIENCE).unwrap();
     all_read(&cluster, 30);
     sound(&cluster);
+
+    let archive = cluster.directory().data(old).join("archive").join(DB);
+    let said = archived(&events);
+    assert_eq!(
+        (said.common, said.local.txid, said.path.as_str()),
+        (common.txid, lost.txid, archive.to_str().unwrap())
+    );
+    let mut files: Vec<_> = std::fs::read_dir(&archive)
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    files.sort_by_key(|file| file.file_name());
+    // Each continues the one before it, from what all nodes have to what only this one had.
+    let mut reached = (common.txid.0, common.checksum.0);
+    for file in files {
+        let found = ltx::verify(std::fs::File::open(file.path()).unwrap()).unwrap();
+        let header = &found.header;
+        assert_eq!((header.min_txid.0 - 1, header.pre_apply.get()), reached);
+        let after = found.post_apply_pos();
+        reached = (after.txid.0, after.post_apply.get());
+    }
+    assert_eq!(reached, (lost.txid.0, lost.checksum.0));
+    let log = std::fs::read_to_string(cluster.at(old).log()).unwrap();
+    let (db, common) = (format!("db={DB}"), format!("common={}", common.txid));
+    let told = |line: &&str| line.contains(&db) && line.contains(&common) && line.contains(&said.path);
+    let lines: Vec<_> = log.lines().filter(told).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(lines[0].contains("they were archived"), "{lines:?}");
 }
 
 #[test]
@@ -285,6 +357,58 @@ fn a_slow_lossy_network_delays_replication_and_breaks_nothing() {
     }
     all_read(&cluster, 200);
     sound(&cluster);
+}
+
+#[test]
+fn a_transaction_over_attached_databases_is_one_in_each_of_them() {
+    let Some(cluster) = cluster(3) else { return };
+    let primary = cluster.primary().unwrap();
+    // In rollback mode a super-journal holds the two commits together, in WAL mode nothing does.
+    for journal_mode in ["delete", "wal"] {
+        let databases = [
+            format!("left-{journal_mode}.db"),
+            format!("right-{journal_mode}.db"),
+        ];
+        for database in &databases {
+            let sql = format!("PRAGMA journal_mode = {journal_mode}; CREATE TABLE t (a)");
+            primary.sql(database, &sql).unwrap();
+        }
+        let before = databases
+            .each_ref()
+            .map(|database| position(primary, database).txid.0);
+        let [left, right] = &databases;
+        let both = |end: &str| {
+            format!("BEGIN; INSERT INTO main.t VALUES (1); INSERT INTO other.t VALUES (1), (1); {end};")
+        };
+        let sql = format!(
+            "ATTACH '{right}' AS other; {}{}",
+            both("COMMIT").repeat(10),
+            both("ROLLBACK")
+        );
+        primary.sql(left, &sql).unwrap();
+        let after = databases
+            .each_ref()
+            .map(|database| position(primary, database).txid.0);
+        assert_eq!(after, before.map(|txid| txid + 10), "{journal_mode}");
+        cluster
+            .wait(&Condition::CaughtUp { node: None }, PATIENCE)
+            .unwrap();
+        for (node, said) in cluster.status().unwrap().live() {
+            for ((database, txid), expected) in databases.iter().zip(after).zip([10, 20]) {
+                let found = said.databases.iter().find(|found| found.name == *database);
+                assert_eq!(found.unwrap().txid.0, txid, "{database} on {}", node.name);
+                let counted = cluster
+                    .at(node.name)
+                    .sql(database, "SELECT count(*) FROM t")
+                    .unwrap();
+                let rows = counted.single().and_then(Value::as_i64);
+                assert_eq!(rows, Some(expected), "{database} on {}", node.name);
+            }
+        }
+    }
+    let result = cluster.verify(PATIENCE).unwrap();
+    assert!(result.is_clean(), "{:#?}", result.problems);
+    assert_eq!(result.databases.len(), 4, "{:#?}", result.databases);
 }
 
 #[test]
