@@ -132,17 +132,28 @@ fn the_readme_leads_through_a_cluster() {
     all_read(root, &["n1", "n2", "n3"], "1,2,3");
     verify_is_clean(root);
 
-    succeed(root, &["partition", "n1,n2", "/", "n3"]);
+    let (primary, other) = match told(&status, 2, "role") {
+        "primary" => ("n2", "n3"),
+        _ => ("n3", "n2"),
+    };
+    succeed(root, &["partition", &format!("n1,{primary}"), "/", other]);
+    insert(root, primary, 4);
+    succeed(root, &["wait", "n1", "--caught-up"]);
+    let output = litefs_dev(root, &["verify", "--timeout", "0s"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let problem = format!("PROBLEM {DB}: {other} is at");
+    assert!(said.contains(&problem), "{said}");
     succeed(root, &["heal"]);
     succeed(root, &["link", "n1", "n2", "--delay", "20ms", "--loss", "1%"]);
     succeed(root, &["wait"]);
-    insert(root, "primary", 4);
-    all_read(root, &["n1", "n2", "n3"], "1,2,3,4");
+    insert(root, "primary", 5);
+    all_read(root, &["n1", "n2", "n3"], "1,2,3,4,5");
 
     succeed(root, &["down"]);
     let status = json(root, &["up", "--name", CLUSTER, "--json"]);
     assert_eq!(status["nodes"].as_array().unwrap().len(), 3);
-    all_read(root, &["n1", "n2", "n3"], "1,2,3,4");
+    all_read(root, &["n1", "n2", "n3"], "1,2,3,4,5");
     verify_is_clean(root);
     succeed(root, &["destroy"]);
     assert!(fail(root, &["status"]).contains("litefs-dev up"));
