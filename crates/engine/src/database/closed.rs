@@ -122,6 +122,8 @@ impl Database {
     /// Clients may write again, unless the database is closed.
     pub(crate) fn let_write(&self) {
         if !self.is_closed() {
+            // A look of the settler that began before the promotion may be about to fence.
+            let _turn = self.backlog.applying.lock();
             self.held_out.store(false, Ordering::Release);
             self.unfence();
             if let Err(error) = self.break_seal(&mut self.state.lock()) {

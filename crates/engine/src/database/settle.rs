@@ -163,8 +163,6 @@ impl Database {
         if self.is_closed() {
             return self.fence_closed();
         }
-        // A look that began before the promotion may have fenced after it.
-        self.unfence();
         let locks = self.locks()?;
         let connected = locks.locked(Side::Shm, wal_lock::DMS).unwrap_or(true);
         let mut state = self.state.lock();
