@@ -216,8 +216,16 @@ impl Database {
             .kernel()
             .open_locks(&self.name)
             .map_err(Error::io("locks.open", &shm))?;
-        self.forget_locks();
-        *self.locks.lock() = Some(opened.clone());
+        let mut cached = self.locks.lock();
+        // Another thread may have opened them meanwhile, and holds what it locked there.
+        if let Some(locks) = cached
+            .as_ref()
+            .filter(|locks| locks.shm_inode() == opened.shm_inode())
+        {
+            return Ok(locks.clone());
+        }
+        self.fenced.store(false, Ordering::Release);
+        *cached = Some(opened.clone());
         Ok(opened)
     }
 
