@@ -19,18 +19,7 @@ struct Daemon {
 impl Daemon {
     /// Starts a node with this `lease` section and these further lines.
     fn start(lease: &str, more: &str) -> Daemon {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().display();
-        let text = format!(
-            "data: {{dir: {root}/data}}\nfuse: {{dir: {root}/mnt}}\nlease: {lease}\n{}\n{more}\n",
-            if more.contains("http:") {
-                ""
-            } else {
-                "http: {addr: '127.0.0.1:0'}"
-            },
-        );
-        std::fs::write(dir.path().join("litefs.yml"), text).unwrap();
-        Daemon::spawn(dir, &[])
+        Daemon::spawn(configure(lease, more), &[])
     }
 
     /// Starts the node whose configuration is in `dir`.
@@ -95,6 +84,21 @@ impl Drop for Daemon {
     }
 }
 
+fn configure(lease: &str, more: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().display();
+    let text = format!(
+        "data: {{dir: {root}/data}}\nfuse: {{dir: {root}/mnt}}\nlease: {lease}\n{}\n{more}\n",
+        if more.contains("http:") {
+            ""
+        } else {
+            "http: {addr: '127.0.0.1:0'}"
+        },
+    );
+    std::fs::write(dir.path().join("litefs.yml"), text).unwrap();
+    dir
+}
+
 fn litefs(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_litefs"));
     command.args(["mount", "-config"]).arg(dir.join("litefs.yml"));
@@ -132,8 +136,7 @@ fn fuse_debug_logs_the_requests_of_the_kernel() {
     daemon.signal(Signal::SIGTERM);
     let (_, _, quiet) = daemon.end();
     assert!(!quiet.contains("msg=\"request\""), "{quiet}");
-    let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
-    let mut daemon = Daemon::spawn(dir, &["-fuse.debug"]);
+    let mut daemon = Daemon::spawn(configure(PRIMARY, ""), &["-fuse.debug"]);
     daemon.eventually("the mount can be written", |daemon| {
         daemon.is_mounted() && std::fs::write(daemon.mount().join("file"), "x").is_ok()
     });
@@ -148,14 +151,8 @@ fn fuse_debug_logs_the_requests_of_the_kernel() {
 
 #[test]
 fn a_data_directory_of_litefs_is_not_passed_over() {
-    let mut daemon = Daemon::start(PRIMARY, "");
-    daemon.eventually("mounted", |daemon| daemon.is_mounted());
-    daemon.signal(Signal::SIGTERM);
-    daemon.end();
-    let dir = std::mem::replace(&mut daemon.dir, tempfile::tempdir().unwrap());
-    let data = dir.path().join("data");
-    std::fs::remove_dir_all(&data).unwrap();
-    std::fs::create_dir_all(data.join("dbs/my.db/ltx")).unwrap();
+    let dir = configure(PRIMARY, "");
+    std::fs::create_dir_all(dir.path().join("data/dbs/my.db/ltx")).unwrap();
     let mut daemon = Daemon::spawn(dir, &[]);
     let (code, _, stderr) = daemon.end();
     assert_eq!(code, Some(1), "{stderr}");
@@ -251,8 +248,7 @@ fn configuration_errors_name_key_line_and_remedy() {
 #[test]
 fn a_data_directory_that_cannot_be_written_is_an_error_with_a_hint() {
     use nix::mount::{MntFlags, MsFlags, mount, umount2};
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().display();
+    let dir = configure(PRIMARY, "");
     let data = dir.path().join("data");
     std::fs::create_dir(&data).unwrap();
     mount(
@@ -263,12 +259,7 @@ fn a_data_directory_that_cannot_be_written_is_an_error_with_a_hint() {
         None::<&str>,
     )
     .unwrap();
-    let text = format!(
-        "data: {{dir: {root}/data}}\nfuse: {{dir: {root}/mnt}}\nlease: {PRIMARY}\nhttp: {{addr: '127.0.0.1:0'}}\n"
-    );
-    std::fs::write(dir.path().join("litefs.yml"), text).unwrap();
-    let child = litefs(dir.path()).spawn().unwrap();
-    let mut daemon = Daemon { child, dir };
+    let mut daemon = Daemon::spawn(dir, &[]);
     let (code, _, stderr) = daemon.end();
     umount2(&data, MntFlags::MNT_DETACH).unwrap();
     assert_eq!(code, Some(1), "{stderr}");

@@ -64,7 +64,7 @@ impl Damaged {
         let archive = layout::set_aside(&*shared.options.disk, &shared.dir, name, &home.dir)?;
         for side in Side::ALL {
             let file = name.file_in(&shared.files, side);
-            let to = archive.join(side_name(side));
+            let to = archive.join(format!("database{}", side.suffix()));
             match std::fs::rename(&file, &to) {
                 Ok(()) => shared.kernel().invalidate_entry(name, side),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -74,14 +74,5 @@ impl Damaged {
         tracing::warn!(db = %name, archive = %archive.display(), "what this node had of the database is set aside");
         homes.remove(name);
         Ok(())
-    }
-}
-
-fn side_name(side: Side) -> &'static str {
-    match side {
-        Side::Database => "database",
-        Side::Journal => "database-journal",
-        Side::Wal => "database-wal",
-        Side::Shm => "database-shm",
     }
 }

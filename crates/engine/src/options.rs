@@ -49,8 +49,8 @@ pub struct StoreOptions {
     pub disk: Arc<dyn Disk>,
     /// Identifies this process in the records that it makes.
     pub node_id: u64,
-    /// Whether a start makes the WAL that it takes out of the mount immutable, so that clients of a dead mount get errors
-    /// instead of commits that nobody sees. The file is there until the next flush; `rm` refuses it until then.
+    /// Whether a start makes the WAL that it takes out of the mount immutable, and a demotion one that it cannot fence, so that clients
+    /// get errors instead of commits that nobody sees. What a start took is there until the next flush; `rm` refuses it until then.
     pub seal: bool,
 }
 

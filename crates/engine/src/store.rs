@@ -57,7 +57,8 @@ pub struct Retention {
 }
 
 impl Store {
-    /// Opens a data directory, creating it if need be. A database that cannot be opened is reported and left out.
+    /// Opens a data directory, creating it if need be. A database that cannot be opened is left out, see
+    /// [`Store::damaged`].
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Arc<Store>> {
         let disk = options.disk.clone();
         layout::refuse_original(&*disk, dir)?;
@@ -172,6 +173,7 @@ impl Store {
         self.damaged.list()
     }
 
+    /// Whether the name is one of these.
     pub fn is_damaged(&self, name: &DbName) -> bool {
         self.damaged.contains(name)
     }

@@ -70,6 +70,8 @@ impl Edge {
         self.admit(node, file, write, false, caller, register)
     }
 
+    /// Opens the backing file with at least the client's access. The kernel has checked the client's permission; a file that the client
+    /// may only write is opened for reading too, because what is written is compared with what was there.
     fn open_backing_file(&self, node: &Node, write: bool) -> Answer<File> {
         if node.is_dir() {
             return Err(Errno::EISDIR);
@@ -463,8 +465,6 @@ impl Edge {
     }
 }
 
-/// Opens the backing file with at least the client's access. The kernel has checked the client's permission; a file that the client may
-/// only write is opened for reading too, because what is written is compared with what was there.
 #[cfg(feature = "canary")]
 fn canary_drops(side: Side) -> bool {
     use engine::canary::{Fault, strikes};

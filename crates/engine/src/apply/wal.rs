@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ltx::Checksum;
 use parking_lot::MutexGuard;
 use sqlite_format::locks::{PENDING_BYTE, SHARED_FIRST, SHARED_SIZE};
-use sqlite_format::wal::{FRAME_HEADER_SIZE, FrameHeader, WalHeader, WalPosition, frame_offset};
+use sqlite_format::wal::{FrameHeader, WalHeader, WalPosition, frame_offset};
 use sqlite_format::wal_index::{CkptInfo, IndexHeader, READ_MARK_UNUSED, SECOND_HEADER, lock};
 use sqlite_format::{PageSize, Pgno};
 
@@ -199,7 +199,9 @@ impl Database {
                     frames.is_some_and(|frames| frames > header.max_frame) && !state.wal.has_unpublished();
                 if frames != Some(header.max_frame) && !fewer {
                     self.map_wal(&mut state, &wal, Some(header.max_frame))?;
-                    self.check_foreign(&mut state, &wal, frames.unwrap_or(header.max_frame))?;
+                    if let Some(known) = frames {
+                        self.check_foreign(&mut state, known)?;
+                    }
                 }
                 self.start_over(&mut state, writer, header, &wal)?;
             }
@@ -232,19 +234,18 @@ impl Database {
 
     /// Nobody else appends to the WAL of a replica, except a client from its time as primary that could not be cut off. What that
     /// committed after frame `known` no other node has.
-    fn check_foreign(&self, state: &mut State, wal: &File, known: u32) -> Result<()> {
+    fn check_foreign(&self, state: &mut State, known: u32) -> Result<()> {
         let Some(page_size) = state.wal.header.as_ref().map(|header| header.page_size) else {
             return Ok(());
         };
         let behind = frame_offset(known + 1, page_size);
+        let held = state.wal.held_pages().filter_map(Pgno::new);
+        let new: Vec<Pgno> = held
+            .filter(|pgno| state.wal.frame_of(*pgno).is_some_and(|frame| frame >= behind))
+            .collect();
         let mut page = vec![0; page_size.bytes()];
-        let held: Vec<Pgno> = state.wal.held_pages().filter_map(Pgno::new).collect();
-        for pgno in held {
-            let Some(frame) = state.wal.frame_of(pgno).filter(|frame| *frame >= behind) else {
-                continue;
-            };
-            wal.read_exact_at(&mut page, frame + FRAME_HEADER_SIZE as u64)
-                .map_err(Error::io("wal.read", state.backing.path(Side::Wal)))?;
+        for pgno in new {
+            state.read_page(pgno, page_size, &mut page)?;
             if !state.is_current(pgno, &page) {
                 let reason =
                     format!("a client committed page {pgno} while this node was no primary any more");

@@ -113,10 +113,10 @@ impl Database {
     /// Nothing is captured any more: what clients committed last stays in the WAL for the next start.
     pub(super) fn fence_to_demote(&self, deadline: Instant) -> Result<()> {
         let shm = self.state.lock().backing.get(Side::Shm)?.is_some();
-        match shm {
-            true if !self.fence_wal(&*self.locks()?, deadline)? => self.cut_off(),
-            true | false => Ok(()),
+        if shm && !self.fence_wal(&*self.locks()?, deadline)? {
+            self.cut_off()?;
         }
+        Ok(())
     }
 
     /// Clients may write again, unless the database is closed.

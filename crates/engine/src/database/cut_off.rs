@@ -1,7 +1,7 @@
 //! Clients that no lock can fence when the time as primary ends: those with `locking_mode=EXCLUSIVE` ask for none any more, and those in
 //! the middle of a transaction hold it themselves. In mode K nothing that they write to the WAL passes the daemon. So the WAL is
 //! sealed: such a client goes on reading, and its next commit fails. The seal is broken before anybody else writes the WAL: apply, a
-//! client's close, a promotion.
+//! client's close, a promotion; and when a lock keeps the client out after all.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -52,6 +52,7 @@ impl Database {
         Ok(())
     }
 
+    /// Keeps the WAL, if there is one, from being written. Whether that worked is in the state.
     pub(super) fn seal_wal(&self, state: &mut State) -> Result<()> {
         if let Some(wal) = state.backing.get(Side::Wal)? {
             state.wal_sealed = seal(&wal).map_err(Error::io("wal.seal", state.backing.path(Side::Wal)))?;

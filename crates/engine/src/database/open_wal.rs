@@ -152,17 +152,16 @@ impl Database {
     /// The log becomes durable while they are looked for, and before one is written: what it lacked could not be derived from the main
     /// file.
     fn copy_pages(&self, state: &mut State, wal: &Wal, wal_file: &File) -> Result<()> {
-        let page_size = state.page_size();
+        let Some(page_size) = state.page_size() else {
+            return Ok(self.log.sync()?);
+        };
         let frames = std::thread::scope(|scope| {
             let syncing = aside_of(scope, || Ok(self.log.sync()?));
-            let frames = match page_size {
-                Some(page_size) => lacking(state, wal, wal_file, page_size),
-                None => Ok(Vec::new()),
-            };
+            let frames = lacking(state, wal, wal_file, page_size);
             joined(syncing?)?;
             frames
         })?;
-        let mut page = vec![0; page_size.map_or(0, PageSize::bytes)];
+        let mut page = vec![0; page_size.bytes()];
         for (pgno, frame) in frames {
             read_page(state, wal_file, frame, &mut page)?;
             // Where the WAL cannot be sealed, a client of the dead mount may have begun to overwrite it.
@@ -170,7 +169,7 @@ impl Database {
                 continue;
             }
             let file = state.backing.get_or_create(Side::Database)?;
-            file.write_all_at(&page, (u64::from(pgno.get()) - 1) * page.len() as u64)
+            file.write_all_at(&page, pgno.offset(page_size))
                 .map_err(Error::io("database.write", state.backing.path(Side::Database)))?;
         }
         Ok(())

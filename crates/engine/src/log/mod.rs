@@ -6,8 +6,8 @@
 //! Invariants:
 //! * records follow each other without a gap: each begins at the TXID after the last one's, with the checksum that one
 //!   left. Only a snapshot begins a history, and it is the first record of the log;
-//! * a record is seen whole or not at all, by readers and after a crash. Its frame header is written last, and a start
-//!   verifies in full what may not have been durable;
+//! * a record is seen whole or not at all, by readers and after a crash. After a restart of the machine a start verifies in full what
+//!   may not have been durable; where only the process ended, the length of the file tells (`recover`);
 //! * what [`Log::sync`] returned for is never lost. After a failed sync nothing can be appended;
 //! * readers take no lock while they read, and keep what they read although retention removes it.
 //!
@@ -103,7 +103,7 @@ impl Log {
     /// Opens the log in `dir`, which is made if missing. Reads the last segment; a torn end is cut off, see
     /// [`Log::repair`].
     pub fn open(disk: Arc<dyn Disk>, dir: PathBuf, options: LogOptions) -> Result<Log> {
-        let found = recover::recover(&disk, &dir, Purpose::Append, options)?;
+        let found = recover::recover(&disk, &dir, Purpose::Append, options.same_boot)?;
         let mut writer = Writer::default();
         writer
             .state
@@ -114,7 +114,7 @@ impl Log {
     /// Opens the log in `dir` for reading only: changes nothing, so that another process may be appending. A torn end
     /// is passed over.
     pub fn inspect(disk: Arc<dyn Disk>, dir: PathBuf) -> Result<Log> {
-        let found = recover::recover(&disk, &dir, Purpose::Inspect, LogOptions::default())?;
+        let found = recover::recover(&disk, &dir, Purpose::Inspect, false)?;
         let log = Log::new(disk, dir, LogOptions::default(), found, Writer::default());
         log.poison
             .get_or_init(|| Arc::from("it was opened for inspection"));
@@ -237,8 +237,8 @@ impl Log {
     }
 
     /// Makes durable what was found when the log was opened, before anything is built on it: a process may have died
-    /// between a change and its sync, and what it removed must not come back behind what is appended from now on. Not
-    /// done at the start, because there it would be the cost of every database, used or not.
+    /// between a change and its sync, and what it removed must not come back behind what is appended from now on. A
+    /// start does it only for a database with a WAL: for every one, used or not, it would be a cost.
     pub(crate) fn settle(&self) -> Result<()> {
         if self.settled.load(Ordering::Acquire) {
             return Ok(());

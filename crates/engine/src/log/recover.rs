@@ -2,15 +2,13 @@
 //!
 //! Frame headers are hopped over. The largest durable length among them bounds what a power loss can have harmed; records
 //! behind it are verified in full, and the first one that is not whole ends the log. Where only a process has ended, the
-//! length of the file tells as much: bytes are written in order and headers no later than what follows them, except that the
-//! header of a large record comes last.
+//! length of the file tells as much: small records are written in one go, in order, and the header of a large one comes last.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ltx::Txid;
 
-use super::LogOptions;
 use super::error::{LogError, Result};
 use super::frame::{ALIGNMENT, FrameHeader, HEADER_LEN, frame_len};
 use super::record::RecordInfo;
@@ -57,12 +55,7 @@ pub(super) enum Purpose {
     Inspect,
 }
 
-pub(super) fn recover(
-    disk: &Arc<dyn Disk>,
-    dir: &Path,
-    purpose: Purpose,
-    options: LogOptions,
-) -> Result<Found> {
+pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, purpose: Purpose, same_boot: bool) -> Result<Found> {
     if !disk.exists("log.open.exists", dir)? {
         if purpose == Purpose::Inspect {
             return Ok(Found::empty(0, None));
@@ -77,7 +70,7 @@ pub(super) fn recover(
     let mut repair = None;
     let mut last = None;
     while let Some((first, path)) = names.pop() {
-        let end = scan_last(disk, &path, purpose, options)?;
+        let end = scan_last(disk, &path, purpose, same_boot)?;
         repair = repair.or_else(|| end.repair.clone());
         match end.tail {
             Some(tail) => {
@@ -170,7 +163,7 @@ struct End {
     repair: Option<Repair>,
 }
 
-fn scan_last(disk: &Arc<dyn Disk>, path: &Path, purpose: Purpose, options: LogOptions) -> Result<End> {
+fn scan_last(disk: &Arc<dyn Disk>, path: &Path, purpose: Purpose, same_boot: bool) -> Result<End> {
     let mode = if purpose == Purpose::Append {
         OpenMode::Write
     } else {
@@ -179,7 +172,7 @@ fn scan_last(disk: &Arc<dyn Disk>, path: &Path, purpose: Purpose, options: LogOp
     let file = disk.open("log.open.segment", path, mode)?;
     let len = file.len("log.open.length")?;
     let chain = hop(&*file, 0, len)?;
-    let whole = match options.same_boot {
+    let whole = match same_boot {
         true => chain.end,
         false => verify_from(&file, chain.durable, chain.end)?,
     };
@@ -194,7 +187,7 @@ fn scan_last(disk: &Arc<dyn Disk>, path: &Path, purpose: Purpose, options: LogOp
             path: path.to_owned(),
             offset: chain.end,
             bytes: len - chain.end,
-            followed_by: check_torn(&*file, path, chain.end, len, options.same_boot)?,
+            followed_by: check_torn(&*file, path, chain.end, len, same_boot)?,
         });
         if purpose == Purpose::Append {
             file.set_len("log.open.cut", chain.end)?;
@@ -213,8 +206,7 @@ fn scan_last(disk: &Arc<dyn Disk>, path: &Path, purpose: Purpose, options: LogOp
 /// must not be answered by throwing away what follows it. So does any later record where only a process has ended, unless it is the one
 /// that it was writing. Otherwise tells of a record that is there.
 fn check_torn(file: &dyn DiskFile, path: &Path, end: u64, len: u64, same_boot: bool) -> Result<Option<Txid>> {
-    let torn = read_header(file, end)?;
-    if same_boot && torn.is_some() {
+    if same_boot && read_header(file, end)?.is_some() {
         return Ok(None);
     }
     let mut follows = None;
