@@ -60,7 +60,7 @@ metrics_table! {
     FUSE_REQUESTS_TOTAL = "litefs_fuse_requests_total", Counter, ["op", "file"], Count, "Requests the kernel sent, by operation and kind of file: database, wal, shm, journal or other.";
     LOG_SYNC_TOTAL = "litefs_log_sync_total", Counter, [], Count, "Syncs of logs to disk.";
     COMMIT_TOTAL = "litefs_commit_total", Counter, ["db"], Count, "Transactions that clients of this node committed.";
-    CAPTURE_SECONDS = "litefs_capture_seconds", Histogram, [], Seconds, "Time of one capture of a WAL.";
+    CAPTURE_SECONDS = "litefs_capture_seconds", Histogram, [], Seconds, "Time of one capture that made transactions, from a WAL or from pages of the main file.";
     DISK_ERRORS_TOTAL = "litefs_disk_errors_total", Counter, ["op"], Count, "Failed calls to the disk, by the call's name.";
     DISK_SYNC_SECONDS = "litefs_disk_sync_seconds", Histogram, ["op"], Seconds, "Time of one sync to disk, by the call's name.";
 }

@@ -551,6 +551,14 @@ async fn a_replica_with_a_static_lease_follows_and_adopts_cluster_and_epoch() {
         }
     })
     .await;
+    // Acknowledged a moment after it is there.
+    let caught_up = "litefs_replica_lag_txids{node=\"one\"} 0";
+    within(async {
+        while !node.client.metrics().await.unwrap().contains(caught_up) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
     replica.services.stop().await;
     node.services.stop().await;
 }

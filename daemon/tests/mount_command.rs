@@ -1,13 +1,14 @@
 //! `litefs mount` as a process: its start, its end, its exit codes. Needs root and /dev/fuse.
 
-use std::io::Read;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rusqlite::Connection;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -267,4 +268,59 @@ fn a_data_directory_that_cannot_be_written_is_an_error_with_a_hint() {
     assert!(stderr.contains(&data.display().to_string()), "{stderr}");
     assert!(stderr.contains("hint: set `data.dir`"), "{stderr}");
     assert!(!daemon.is_mounted());
+}
+
+/// A series of `GET /metrics`, 0 if it is not there.
+fn series(address: SocketAddr, name: &str) -> u64 {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: one\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.map_or(0, |value| value.parse().unwrap())
+}
+
+#[test]
+fn metrics_count_the_commits_captures_and_requests_of_clients() {
+    // Free a moment ago; nobody else is given it so soon.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut daemon = Daemon::start(PRIMARY, &format!("http: {{addr: '{address}'}}"));
+    daemon.eventually("the node is primary", |daemon| {
+        daemon.is_mounted() && series(address, "litefs_is_primary") == 1
+    });
+    let db = Connection::open(daemon.mount().join("a.db")).unwrap();
+    for (journal, request) in [
+        ("delete", "op=\"unlink\",file=\"journal\""),
+        ("wal", "op=\"fsync\",file=\"wal\""),
+    ] {
+        db.execute_batch(&format!(
+            "PRAGMA journal_mode={journal}; PRAGMA synchronous=FULL; CREATE TABLE IF NOT EXISTS t(x)"
+        ))
+        .unwrap();
+        let shown = || {
+            [
+                "litefs_commit_total{db=\"a.db\"}",
+                "litefs_capture_seconds_count",
+                &format!("litefs_fuse_requests_total{{{request}}}"),
+            ]
+            .map(|name| series(address, name))
+        };
+        let before = shown();
+        for row in 0..3 {
+            db.execute("INSERT INTO t VALUES (?)", [row]).unwrap();
+        }
+        // Looks that find nothing are no captures.
+        std::fs::read(daemon.mount().join("a.db-pos")).unwrap();
+        let after = shown();
+        let [commits, captures, requests] = [0, 1, 2].map(|at| after[at] - before[at]);
+        assert_eq!(commits, 3, "{journal}");
+        // One capture of a WAL may find several commits.
+        assert!((1..=3).contains(&captures), "{journal}: {captures}");
+        assert!(requests >= 3, "{journal}: {requests} {request}");
+    }
 }

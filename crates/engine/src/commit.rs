@@ -4,6 +4,8 @@
 //! pages that leaves the size alone is none, and takes no ID. So rollbacks never do, and capturing the same state twice
 //! changes nothing.
 
+use std::time::Instant;
+
 use ltx::{Checksum, Header, Pos, Txid, WalRange};
 use sqlite_format::{PageSize, Pgno};
 
@@ -201,6 +203,16 @@ impl Database {
     fn committed(&self, state: &State) {
         self.metrics.commits.increment(1);
         self.tell(state);
+    }
+
+    /// The time of a capture counts if it moved the position: looks that find nothing are many and quick, and would hide
+    /// what a commit costs.
+    pub(crate) fn time_capture(&self, state: &State, before: Pos, started: Instant) {
+        if state.pos != before {
+            self.metrics
+                .capture_seconds
+                .record(started.elapsed().as_secs_f64());
+        }
     }
 
     /// Tells subscribers of single transactions; everybody else learns of it when the position is published.

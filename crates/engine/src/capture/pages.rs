@@ -4,6 +4,8 @@
 //! then is a consistent database, because every write of the main file comes through the daemon and waits for the mutex
 //! that is held here.
 
+use std::time::Instant;
+
 use sqlite_format::Pgno;
 use sqlite_format::header::DatabaseHeader;
 
@@ -33,9 +35,11 @@ impl Database {
         if state.scratch.dirty().is_clean() {
             return Ok(());
         }
+        let (started, before) = (Instant::now(), state.pos);
         let mut appender = self.log.appender()?;
         if self.draft_pages(state, &mut appender, journal_nonce)? {
             self.flush(state, appender)?;
+            self.time_capture(state, before, started);
             // Only now: what is not in the log must be compared again by whoever comes after a crash.
             state.scratch.settle();
             self.resume(state);

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::time::Instant;
 
 use sqlite_format::wal::{
     FRAME_HEADER_SIZE, FrameHeader, FrameScanner, WAL_HEADER_SIZE, WalHeader, WalPosition, frame_offset,
@@ -316,6 +317,7 @@ impl Database {
             state.wal.present = false;
             return Ok(false);
         };
+        let (started, before) = (Instant::now(), state.pos);
         let limit = match self.committed_frames(state, &file, until)? {
             Committed::Nothing => return Ok(false),
             Committed::UpTo(limit) => Some(limit),
@@ -328,6 +330,7 @@ impl Database {
             let captured = self.capture_groups(state, &mut appender, &file, group, limit);
             // What was captured before a failure counts.
             self.flush(state, appender)?;
+            self.time_capture(state, before, started);
             captured?;
         }
         Ok(limit.is_some() && state.wal.more_follows(&file))

@@ -169,9 +169,8 @@ impl Database {
         if !self.shared.is_primary() || self.is_closed() {
             return Ok(());
         }
-        let started = Instant::now();
         let mut state = self.state.lock();
-        if state.retry_at.is_some_and(|at| started < at) {
+        if state.retry_at.is_some_and(|at| Instant::now() < at) {
             return Ok(());
         }
         let captured = self.capture_wal(&mut state, Until::Index);
@@ -180,9 +179,6 @@ impl Database {
         state.retry_at = captured.is_err().then(|| Instant::now() + RETRY);
         drop(state);
         let more = captured.inspect_err(|_| self.shared.settler.watch(&self.name))?;
-        self.metrics
-            .capture_seconds
-            .record(started.elapsed().as_secs_f64());
         if more {
             self.shared.settler.watch(&self.name);
         }
