@@ -251,7 +251,7 @@ impl Cluster {
             let before = verify::positions(&status);
             let last = start.elapsed() >= patience;
             if verify::agree(&before) || last {
-                let result = self.runtime.block_on(verify::verify(&status))?;
+                let result = self.runtime.block_on(verify::verify(self, &status))?;
                 if last || verify::positions(&self.status()?) == before {
                     return Ok(result);
                 }

@@ -22,10 +22,12 @@
 pub mod bench;
 pub mod binary;
 mod cluster;
+pub mod content;
 mod control;
 pub mod directory;
 mod enter;
 mod error;
+pub mod inside;
 pub mod lease;
 pub mod net;
 mod node;

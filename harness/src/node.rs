@@ -4,13 +4,20 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+
 use crate::binary;
 use crate::cluster::{Cluster, STOP};
+use crate::content::Content;
 use crate::control::Request;
 use crate::enter::enter;
 use crate::error::{Error, Result};
-use crate::sql::{self, Rows};
+use crate::inside;
+use crate::sql::Rows;
 use crate::station::Station;
+
+/// How long to wait for locks of others.
+const BUSY: Duration = Duration::from_secs(5);
 
 /// A node of a cluster, or its lease server.
 #[derive(Clone, Copy)]
@@ -40,15 +47,30 @@ impl Node<'_> {
 
     /// Runs SQL on a database of the node; see [`Rows`].
     pub fn sql(&self, database: &str, sql: &str) -> Result<Rows> {
-        self.sql_within(database, sql, Duration::from_secs(5))
+        self.sql_within(database, sql, BUSY)
     }
 
     /// As [`Self::sql`] with another busy time-out.
     pub fn sql_within(&self, database: &str, sql: &str, busy_timeout: Duration) -> Result<Rows> {
+        self.inside("run-sql", database, sql, busy_timeout)
+    }
+
+    /// What a client of the mount reads of a database.
+    pub(crate) fn content(&self, database: &str) -> Result<Content> {
+        self.inside("read-content", database, "", BUSY)
+    }
+
+    fn inside<T: DeserializeOwned>(
+        &self,
+        work: &str,
+        database: &str,
+        input: &str,
+        busy_timeout: Duration,
+    ) -> Result<T> {
         let mut command = Command::new(binary::litefs_dev()?);
         let file = self.mount().join(database);
         command
-            .arg("run-sql")
+            .arg(work)
             .arg(file)
             .arg(busy_timeout.as_millis().to_string());
         self.place(&mut command)?;
@@ -56,7 +78,7 @@ impl Node<'_> {
             node: self.station.to_string(),
             message,
         };
-        sql::parent(command, sql).map_err(failed)
+        inside::parent(command, input).map_err(failed)
     }
 
     /// A command that will run on the node: in its namespaces, in its mount.

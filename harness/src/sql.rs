@@ -1,8 +1,6 @@
-//! SQL on a node's databases. Runs in a child process inside the node's namespaces: a hanging mount hangs the child, not us.
+//! SQL on a node's databases.
 
-use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rusqlite::fallible_iterator::FallibleIterator;
@@ -43,17 +41,8 @@ impl Rows {
     }
 }
 
-/// The child's side: SQL from standard input, a JSON result on standard output.
-pub fn child(database: &Path, busy_timeout: Duration) -> std::io::Result<()> {
-    let mut sql = String::new();
-    std::io::stdin().read_to_string(&mut sql)?;
-    let result = run(database, busy_timeout, &sql).map_err(|error| error.to_string());
-    let mut output = std::io::stdout().lock();
-    serde_json::to_writer(&mut output, &result)?;
-    output.flush()
-}
-
-fn run(database: &Path, busy_timeout: Duration, sql: &str) -> rusqlite::Result<Rows> {
+/// The child's side.
+pub fn run(database: &Path, busy_timeout: Duration, sql: &str) -> rusqlite::Result<Rows> {
     let connection = Connection::open(database)?;
     connection.busy_timeout(busy_timeout)?;
     let mut result = Rows::default();
@@ -85,28 +74,6 @@ fn json(value: ValueRef<'_>) -> Value {
             serde_json::json!({ "blob": hex })
         }
     }
-}
-
-/// The parent's side: runs the prepared child and reads its result.
-pub(crate) fn parent(mut command: Command, sql: &str) -> Result<Rows, String> {
-    let failed = |error: std::io::Error| error.to_string();
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(failed)?;
-    let mut stdin = child.stdin.take().expect("standard input is a pipe");
-    let sent = stdin.write_all(sql.as_bytes());
-    drop(stdin);
-    let output = child.wait_with_output().map_err(failed)?;
-    sent.map_err(failed)?;
-    serde_json::from_slice::<Result<Rows, String>>(&output.stdout).unwrap_or_else(|_| {
-        Err(format!(
-            "the child failed ({}): {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        ))
-    })
 }
 
 #[cfg(test)]

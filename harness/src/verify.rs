@@ -1,6 +1,6 @@
 //! Compares what the nodes of a cluster hold, by means that share no code with the daemon: the whole file of each database as
-//! `GET /export` gives it, its CRC-64/XZ (LTX uses another polynomial), and SQLite's own `integrity_check`. Besides, the logs must agree
-//! on what each transaction led to.
+//! `GET /export` gives it, its CRC-64/XZ (LTX uses another polynomial), what a client of the mount reads, and SQLite's own
+//! `integrity_check`. Besides, the logs must agree on what each transaction led to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -10,6 +10,8 @@ use futures_util::StreamExt;
 use litefs_api::{Checksum, Client, DatabaseStatus, HistoryEntry, Position, Txid};
 use serde::Serialize;
 
+use crate::cluster::Cluster;
+use crate::content::Content;
 use crate::error::{Error, Result};
 use crate::station::Station;
 use crate::status::ClusterStatus;
@@ -67,8 +69,8 @@ pub(crate) fn agree(positions: &Positions) -> bool {
     all.all(|other| other == first)
 }
 
-/// Compares the nodes' exports. The positions must not change meanwhile; the caller checks that.
-pub(crate) async fn verify(status: &ClusterStatus) -> Result<Verification> {
+/// Compares the nodes' exports, and each with what clients of the node read. The positions must not change meanwhile; the caller checks that.
+pub(crate) async fn verify(cluster: &Cluster, status: &ClusterStatus) -> Result<Verification> {
     let positions = positions(status);
     let mut result = Verification {
         nodes: positions.keys().copied().collect(),
@@ -111,6 +113,11 @@ pub(crate) async fn verify(status: &ClusterStatus) -> Result<Verification> {
             };
             let difference = compare_digests(&mut digests, &database.name, node.name, digest);
             result.problems.extend(difference);
+            let seen = cluster.at(node.name).content(&database.name);
+            let problem = compare_contents(Content::of_file(&file), seen);
+            result
+                .problems
+                .extend(problem.map(|text| format!("{}: {}: {text}", node.name, database.name)));
             if checked.insert((database.name.clone(), digest)) {
                 let position = Position {
                     txid: database.txid,
@@ -180,6 +187,18 @@ fn compare_digests(known: &mut Digests, name: &str, node: Station, digest: u64) 
     let (holder, expected) = *known.entry(name.to_owned()).or_insert((node, digest));
     (expected != digest)
         .then(|| format!("{name}: {node} has digest {digest:016x}, {holder} has {expected:016x}"))
+}
+
+/// How what a client of the mount reads differs from what the node exports.
+fn compare_contents(exported: std::io::Result<Content>, seen: Result<Content>) -> Option<String> {
+    match (exported, seen) {
+        (Ok(exported), Ok(seen)) if exported == seen => None,
+        (Ok(exported), Ok(seen)) => Some(format!(
+            "clients read other pages ({seen}) than the node exports ({exported}): the file on the node's disk is damaged"
+        )),
+        (Err(error), _) => Some(format!("the export cannot be read: {error}")),
+        (_, Err(error)) => Some(format!("clients cannot read it: {error}")),
+    }
 }
 
 fn compare_positions(positions: &Positions, problems: &mut Vec<String>) {

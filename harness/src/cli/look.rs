@@ -244,7 +244,7 @@ fn role_condition(node: Option<Station>, text: &str) -> Result<Condition> {
     Ok(Condition::Role { node, role })
 }
 
-/// Compare all live nodes: positions, bytes (CRC-64/XZ of each export) and SQLite's integrity_check
+/// Compare all live nodes: positions, bytes (CRC-64/XZ of each export, and what clients of the mount read) and SQLite's integrity_check
 #[derive(clap::Args)]
 pub(super) struct Verify {
     #[command(flatten)]

@@ -99,6 +99,8 @@ enum Command {
     Supervise(run::Supervise),
     #[command(hide = true)]
     RunSql(run::RunSql),
+    #[command(hide = true)]
+    ReadContent(run::ReadContent),
 }
 
 impl Arguments {
@@ -125,6 +127,7 @@ impl Arguments {
             Command::LeaseServer(command) => command.run(),
             Command::Supervise(command) => command.run(),
             Command::RunSql(command) => command.run(),
+            Command::ReadContent(command) => command.run(),
         }
     }
 }

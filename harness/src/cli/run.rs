@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use litefs_dev::lease::LeaseServer as Server;
 use litefs_dev::sql::{self, Rows};
+use litefs_dev::{content, inside};
 use serde_json::{Map, Value};
 
 use super::{Target, Which, print_json};
@@ -132,9 +133,22 @@ pub(super) struct RunSql {
 
 impl RunSql {
     pub(super) fn run(self) -> Result<()> {
-        Ok(sql::child(
-            &self.database,
-            Duration::from_millis(self.busy_timeout_ms),
-        )?)
+        let busy_timeout = Duration::from_millis(self.busy_timeout_ms);
+        Ok(inside::child(|input| {
+            sql::run(&self.database, busy_timeout, input)
+        })?)
+    }
+}
+
+#[derive(clap::Args)]
+pub(super) struct ReadContent {
+    database: PathBuf,
+    busy_timeout_ms: u64,
+}
+
+impl ReadContent {
+    pub(super) fn run(self) -> Result<()> {
+        let busy_timeout = Duration::from_millis(self.busy_timeout_ms);
+        Ok(inside::child(|_| content::read(&self.database, busy_timeout))?)
     }
 }
