@@ -324,3 +324,54 @@ fn metrics_count_the_commits_captures_and_requests_of_clients() {
         assert!(requests >= 3, "{journal}: {requests} {request}");
     }
 }
+
+#[test]
+fn a_client_with_very_many_open_files_does_not_keep_others_commits_from_being_captured() {
+    use std::os::unix::process::CommandExt;
+
+    let dir = configure(PRIMARY, "");
+    let mut command = litefs(dir.path());
+    // SAFETY: both are system calls and touch no memory of the parent.
+    unsafe {
+        command.pre_exec(|| {
+            let limit = libc::rlimit {
+                rlim_cur: 512,
+                rlim_max: 512,
+            };
+            // Without this capability the daemon cannot raise the limit again.
+            let dropped = libc::prctl(libc::PR_CAPBSET_DROP, 24 /* CAP_SYS_RESOURCE */);
+            match dropped == 0 && libc::setrlimit(libc::RLIMIT_NOFILE, &limit) == 0 {
+                true => Ok(()),
+                false => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+    let mut daemon = Daemon {
+        child: command.spawn().unwrap(),
+        dir,
+    };
+    daemon.eventually("mounted", |daemon| daemon.is_mounted());
+    std::fs::write(daemon.mount().join("file"), "x").unwrap();
+    let db = Connection::open(daemon.mount().join("a.db")).unwrap();
+    daemon.eventually("the node is primary", |_| {
+        db.execute_batch("CREATE TABLE t(x)").is_ok()
+    });
+    let file = daemon.mount().join("a.db-pos");
+    let position = || std::fs::read_to_string(&file).unwrap();
+    let before = position();
+    let mut hoard = Vec::new();
+    let refused = loop {
+        match std::fs::File::open(daemon.mount().join("file")) {
+            Ok(file) => hoard.push(file),
+            Err(error) => break error,
+        }
+        assert!(hoard.len() < 512);
+    };
+    assert_eq!(refused.raw_os_error(), Some(libc::ENFILE));
+    // For the journal: the handle and the inode. The kernel tells of a closed handle a moment later.
+    hoard.truncate(hoard.len() - 2);
+    daemon.eventually("a client that has the files it needs commits", |_| {
+        db.execute("INSERT INTO t VALUES (1)", []).is_ok()
+    });
+    assert_ne!(position(), before, "the commit is captured");
+}

@@ -65,6 +65,7 @@ impl Edge {
         if VirtualFiles::is_virtual(id) {
             return self.open_virtual(id, write);
         }
+        self.check_descriptors()?;
         let node = self.node(id)?;
         let file = self.open_backing_file(&node, write)?;
         self.admit(node, file, write, false, caller, register)
@@ -103,6 +104,7 @@ impl Edge {
         caller: Caller,
         register: impl FnOnce(&File) -> io::Result<BackingId>,
     ) -> Answer<Created> {
+        self.check_descriptors()?;
         let dir = self.node(parent)?;
         let created = self.make(&dir, name, caller, caller.owns(mode, umask), flags)?;
         let (node, stat) = self.enter(&dir, name)?;

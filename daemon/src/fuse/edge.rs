@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use engine::{Coherence, Database, DbName, Side, Store};
 
+use super::descriptors::Descriptors;
 use super::errno::{Answer, Errno};
 use super::handle::Handles;
 use super::node::{self, Node, NodeTable, Part, Transfer};
@@ -37,6 +38,7 @@ pub(crate) struct Edge {
     /// Its opener opens files for the daemon: closing such a file waits for nothing.
     pub(crate) companion: Arc<Companion>,
     pub(crate) coherence: OnceLock<Coherence>,
+    pub(crate) descriptors: Descriptors,
     /// Wanted by the operator; whether it is possible is known only after the handshake.
     pub(crate) want_passthrough: AtomicBool,
     /// 2 where the backing file system is itself stacked (overlayfs).
@@ -62,6 +64,11 @@ impl Edge {
             self.refusals.tell(name, &self.presence);
         }
         Errno::from(error)
+    }
+
+    /// Whether one more inode, or one more handle, is within what clients may use of the daemon's descriptors.
+    pub(crate) fn check_descriptors(&self) -> Answer<()> {
+        self.descriptors.check(self.table.len() + self.handles.len())
     }
 
     pub(crate) fn node(&self, id: u64) -> Answer<Arc<Node>> {

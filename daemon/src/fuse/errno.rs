@@ -19,6 +19,7 @@ impl Errno {
     pub(crate) const EEXIST: Errno = Errno(libc::EEXIST);
     pub(crate) const EINVAL: Errno = Errno(libc::EINVAL);
     pub(crate) const EISDIR: Errno = Errno(libc::EISDIR);
+    pub(crate) const ENFILE: Errno = Errno(libc::ENFILE);
     pub(crate) const ENOENT: Errno = Errno(libc::ENOENT);
     pub(crate) const EOPNOTSUPP: Errno = Errno(libc::EOPNOTSUPP);
     pub(crate) const ESTALE: Errno = Errno(libc::ESTALE);

@@ -48,6 +48,10 @@ impl Handles {
         self.open.read().get(&number).cloned()
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.open.read().len()
+    }
+
     pub(crate) fn remove(&self, number: u64) -> Option<Arc<Handle>> {
         self.open.write().remove(&number)
     }

@@ -11,6 +11,7 @@
 //! * `virtual_files`, [`Presence`]: `.primary`, `.lag`, `NAME-pos`, `NAME-lock`
 //! * `kernel`: what the engine asks of the mount; `wal_watch`: the asynchronous trigger of capture;
 //!   `shm_keeper`: what the guardian needs
+//! * `descriptors`: keeps clients with many open files from starving the engine
 //! * `newborn`: databases that a replica does not let come into being; `refusals`: tells of writes that a replica refuses
 //! * [`Requests`]: how often the kernel asked for what
 //!
@@ -20,6 +21,7 @@
 mod attr;
 mod backing;
 mod data;
+mod descriptors;
 mod edge;
 mod errno;
 mod fusermount;

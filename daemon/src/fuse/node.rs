@@ -305,6 +305,10 @@ impl NodeTable {
         self.known.read().get(&inode).map(|known| known.node.clone())
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.known.read().len()
+    }
+
     /// Records that the kernel is told about an inode once more. The descriptor pins the inode while the table is consulted, so the number
     /// cannot change hands in between. `None`: the inode is on another device, whose numbers could collide.
     pub(crate) fn remember(
@@ -386,11 +390,6 @@ impl NodeTable {
                 node.moved(path, part);
             }
         }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.known.read().len()
     }
 }
 

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use engine::{Coherence, Kernel, Store};
 use fuser::{BackgroundSession, Config, INodeNo, Notifier, Session, SessionACL};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 
 use super::backing;
+use super::descriptors::Descriptors;
 use super::edge::Edge;
 use super::handle::Handles;
 use super::kernel::MountKernel;
@@ -94,7 +94,6 @@ impl Mount {
                 source,
             }
         };
-        raise_descriptor_limit();
         let beneath = match options.take_over && mount::is_stale(&options.path) {
             true => mount::attach_beneath(&mount::resolve_point(&options.path)?, options.allow_other),
             false => None,
@@ -229,6 +228,7 @@ fn new_edge(
         wal_watch: WalWatch::new()?,
         started: SystemTime::now(),
         coherence: OnceLock::new(),
+        descriptors: Descriptors::raise(),
         want_passthrough: AtomicBool::new(options.passthrough != Passthrough::Off),
         stack_depth: if stacked { 2 } else { 1 },
     }))
@@ -299,25 +299,4 @@ fn attach(options: &MountOptions) -> Result<(PathBuf, Attached), MountError> {
     let path = fs::canonicalize(&options.path).map_err(failed("resolve"))?;
     let attached = mount::attach(&path, options.allow_other)?;
     Ok((path, attached))
-}
-
-/// Every inode the kernel knows costs a descriptor and every open file another.
-fn raise_descriptor_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
-        let most = fs::read_to_string("/proc/sys/fs/nr_open")
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .unwrap_or(hard);
-        if most > hard && setrlimit(Resource::RLIMIT_NOFILE, most, most).is_ok() {
-            return Ok(());
-        }
-        if soft < hard {
-            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-        } else {
-            Ok(())
-        }
-    });
-    if let Err(error) = raised {
-        tracing::warn!(%error, "raise the limit of open files");
-    }
 }

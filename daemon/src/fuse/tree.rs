@@ -69,6 +69,7 @@ impl Edge {
     /// Finds a name in the backing tree and counts one lookup of its inode.
     pub(crate) fn enter(&self, parent: &Node, name: &OsStr) -> Answer<(Arc<Node>, FileStat)> {
         let fd = backing::find(parent.fd(), name)?;
+        self.check_descriptors()?;
         let stat = backing::stat_fd(&fd)?;
         let path = backing::join(&parent.path(), name);
         let part = self.part(&path, &stat);
