@@ -84,6 +84,24 @@ pub struct Usage {
     pub cpu: Duration,
 }
 
+/// The limit of an ordinary login. Some tests use up all descriptors that there are.
+const OPEN_FILES: u64 = 1024;
+
+/// Gives the process as many files to open as a user's processes have by default.
+pub fn limit_open_files(command: &mut Command) {
+    let limit = libc::rlimit {
+        rlim_cur: OPEN_FILES,
+        rlim_max: OPEN_FILES,
+    };
+    // SAFETY: a system call only, which is allowed between fork and exec.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &limit) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+}
+
 /// How long a killed process may take to disappear.
 const DEATH: Duration = Duration::from_secs(10);
 

@@ -88,6 +88,7 @@ impl Bench {
             .stdout(log)
             .stderr(errors);
         self.account.apply(&mut command);
+        child::limit_open_files(&mut command);
         let usage = child::run(&mut command, limit)?;
         let output = std::fs::read(&place.log).with_context(|| format!("read {}", place.log.display()))?;
         let transcript = Transcript::parse(&output, &place.directory.to_string_lossy());

@@ -1,4 +1,4 @@
-//! `testfixture`: SQLite with its Tcl test interfaces, built from the fetched source.
+//! `testfixture`: SQLite with its Tcl test interfaces, and the command line tools, built from the fetched source.
 //!
 //! Invariant: a build directory with its final stamp file is complete and belongs to exactly one source and one
 //! set of options. Second step of the path fetch -> build -> run.
@@ -30,6 +30,9 @@ const EXTRA: &[&str] = &[
     "-DSQLITE_ENABLE_SETLK_TIMEOUT",
 ];
 
+/// The test binary, and the tools without which their tests skip themselves.
+const TARGETS: [&str; 3] = ["testfixture", "sqlite3", "sqldiff"];
+
 const STAMP: &str = "litefs-tcl.complete";
 
 impl Options {
@@ -50,7 +53,7 @@ pub struct Fixture {
     pub version: String,
     pub options: Options,
     pub source: PathBuf,
-    /// Holds `testfixture` and, for the tests of the command line tools, `sqlite3` and `sqldiff`.
+    /// Holds [`TARGETS`].
     pub build: PathBuf,
 }
 
@@ -69,24 +72,21 @@ impl Fixture {
 
     /// The fixture if it is complete in the cache; nothing is built.
     pub fn find(cache: &Cache, version: &str, options: Options) -> Option<Fixture> {
-        let build = cache.build(&id(version, options));
-        build.join(STAMP).exists().then(|| Fixture {
+        let fixture = Fixture {
             version: version.to_string(),
             options,
             source: cache.source(version),
-            build,
-        })
+            build: cache.build(&id(version, options)),
+        };
+        fixture.is_complete().then_some(fixture)
     }
 
-    /// Builds what is missing. `tools` are further make targets, such as the shell, without which the tests of
-    /// the command line tools skip themselves.
-    pub fn build(
-        cache: &Cache,
-        source: &Source,
-        options: Options,
-        tools: &[&str],
-        jobs: usize,
-    ) -> Result<Fixture> {
+    fn is_complete(&self) -> bool {
+        self.build.join(STAMP).exists() && TARGETS.iter().all(|target| self.build.join(target).exists())
+    }
+
+    /// Builds what is missing.
+    pub fn build(cache: &Cache, source: &Source, options: Options, jobs: usize) -> Result<Fixture> {
         let build = cache.build(&id(&source.version, options));
         let fixture = Fixture {
             version: source.version.clone(),
@@ -94,10 +94,7 @@ impl Fixture {
             source: source.directory.clone(),
             build,
         };
-        let stamp = fixture.build.join(STAMP);
-        let mut targets = vec!["testfixture"];
-        targets.extend(tools);
-        if stamp.exists() && targets.iter().all(|target| fixture.build.join(target).exists()) {
+        if fixture.is_complete() {
             return Ok(fixture);
         }
         std::fs::create_dir_all(&fixture.build)
@@ -115,8 +112,9 @@ impl Fixture {
             // OPTS reaches every compilation in both build systems (autoconf and autosetup).
             make.arg(format!("OPTS={}", EXTRA.join(" ")));
         }
-        make.args(&targets);
+        make.args(TARGETS);
         logged(&mut make, &fixture.build, "make.log")?;
+        let stamp = fixture.build.join(STAMP);
         File::create(&stamp).with_context(|| format!("create {}", stamp.display()))?;
         Ok(fixture)
     }

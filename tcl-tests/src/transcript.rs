@@ -120,6 +120,8 @@ impl Parser {
             },
         };
         self.begun = None;
+        // Threads show their progress with dots, which stand before the next name.
+        let name = name.trim_start_matches('.').to_string();
         *set(&mut self.transcript).entry(name).or_default() += 1;
     }
 
@@ -219,6 +221,12 @@ mod tests {
     fn a_case_that_prints_something_itself_is_still_recognised() {
         let transcript = parse("a-1...working Ok\na-2...first\nsecond\n Ok\na-3... Ok\n");
         assert_eq!(names(&transcript.passed), ["a-1", "a-2", "a-3"]);
+    }
+
+    #[test]
+    fn dots_of_progress_are_no_part_of_a_name() {
+        let transcript = parse("a-1... Ok\n.......\n.....a-2... Ok\n");
+        assert_eq!(names(&transcript.passed), ["a-1", "a-2"]);
     }
 
     #[test]

@@ -41,9 +41,9 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct SourceArgs {
-    /// Version of SQLite: 3.40.1, newest, or any with --tarball.
-    #[arg(long, default_value = "3.40.1", env = "LITEFS_TCL_SQLITE")]
-    sqlite: String,
+    /// Version of SQLite: 3.40.1 (default) or newest.
+    #[arg(long, env = "LITEFS_TCL_SQLITE")]
+    sqlite: Option<String>,
     /// SQLite's full source tree as a tar file, instead of Debian's source package.
     #[arg(long)]
     tarball: Option<PathBuf>,
@@ -61,9 +61,6 @@ pub struct BuildArgs {
     source: SourceArgs,
     #[command(flatten)]
     options: OptionArgs,
-    /// Also build the command line tools, whose tests skip themselves without them.
-    #[arg(long)]
-    tools: bool,
     #[arg(long, default_value_t = 2)]
     jobs: usize,
 }
@@ -90,8 +87,8 @@ pub struct ReportArgs {
     cache: Option<PathBuf>,
 }
 
-/// Targets for the tests of the command line tools.
-const TOOLS: &[&str] = &["sqlite3", "sqldiff"];
+/// The version that is tested where none is named.
+const OLDEST: &str = "3.40.1";
 
 impl Command {
     pub fn run(self) -> Result<ExitCode> {
@@ -107,15 +104,9 @@ impl Command {
                 Ok(ExitCode::SUCCESS)
             }
             Command::Build(args) => {
-                let tools = if args.tools { TOOLS } else { &[] };
                 let source = args.source.fetch()?;
-                let fixture = Fixture::build(
-                    &args.source.cache(),
-                    &source,
-                    args.options.options(),
-                    tools,
-                    args.jobs,
-                )?;
+                let cache = args.source.cache();
+                let fixture = Fixture::build(&cache, &source, args.options.options(), args.jobs)?;
                 tell(&format!("{}\n", fixture.binary().display()));
                 Ok(ExitCode::SUCCESS)
             }
@@ -143,9 +134,9 @@ impl SourceArgs {
         match &self.tarball {
             Some(file) => Request::Tarball {
                 file: file.clone(),
-                version: Some(self.sqlite.clone()),
+                version: self.sqlite.clone(),
             },
-            None => Request::Pinned(self.sqlite.clone()),
+            None => Request::Pinned(self.sqlite.clone().unwrap_or_else(|| OLDEST.to_string())),
         }
     }
 
@@ -155,19 +146,16 @@ impl SourceArgs {
 
     /// The fixture from the cache, built first where it is missing.
     fn fixture(&self, options: Options) -> Result<Fixture> {
-        // A cache that holds the fixture needs no network and no tarball any more.
-        if let Some(fixture) = source::resolve(&self.request())
-            .ok()
-            .and_then(|version| Fixture::find(&self.cache(), &version, options))
-        {
+        // A cache that holds the fixture needs no network any more.
+        let version = source::resolve(&self.request())?;
+        if let Some(fixture) = Fixture::find(&self.cache(), &version, options) {
             return Ok(fixture);
         }
         crate::work::tell(&format!(
-            "building testfixture for SQLite {} ({})",
-            self.sqlite,
+            "building testfixture for SQLite {version} ({})",
             options.name()
         ));
-        Fixture::build(&self.cache(), &self.fetch()?, options, &[], 2)
+        Fixture::build(&self.cache(), &self.fetch()?, options, 2)
     }
 }
 

@@ -34,11 +34,8 @@ pub fn fetch(cache: &Cache, request: &Request, mirror: Option<&str>) -> Result<S
     match request {
         Request::Pinned(name) => fetch_pinned(cache, pin::find(name)?, mirror),
         Request::Tarball { file, version } => {
-            let version = match version.as_deref().filter(|version| *version != "newest") {
-                Some(version) => version.to_string(),
-                None => version_in_tarball(file)?,
-            };
-            unpack(cache, file, &version)
+            let tarball = Tarball::open(file, version.as_deref())?;
+            unpack(cache, file, &tarball.version, &tarball.name)
         }
     }
 }
@@ -47,11 +44,34 @@ pub fn fetch(cache: &Cache, request: &Request, mirror: Option<&str>) -> Result<S
 pub fn resolve(request: &Request) -> Result<String> {
     match request {
         Request::Pinned(name) => Ok(pin::find(name)?.version.to_string()),
-        Request::Tarball {
-            version: Some(version),
-            ..
-        } if version != "newest" => Ok(version.clone()),
-        Request::Tarball { file, .. } => version_in_tarball(file),
+        Request::Tarball { file, version } => Ok(Tarball::open(file, version.as_deref())?.name),
+    }
+}
+
+/// A tarball that the user has.
+struct Tarball {
+    version: String,
+    /// As which version it is known: with a part of its checksum, because a changed tree must not pass for the release that it says it is.
+    name: String,
+}
+
+impl Tarball {
+    /// `expected`: the version that it has to hold.
+    fn open(file: &Path, expected: Option<&str>) -> Result<Tarball> {
+        let sha256 = sha256(file)?;
+        let version = version_in_tarball(file)?;
+        if let Some(expected) = expected.filter(|expected| *expected != "newest") {
+            ensure!(
+                version == expected,
+                "{} holds SQLite {version}, not {expected}",
+                file.display()
+            );
+        }
+        let name = match pins().iter().any(|pin| pin.sha256 == sha256) {
+            true => version.clone(),
+            false => format!("{version}-{}", &sha256[..8]),
+        };
+        Ok(Tarball { version, name })
     }
 }
 
@@ -77,7 +97,7 @@ fn fetch_pinned(cache: &Cache, pin: &Pin, mirror: Option<&str>) -> Result<Source
             rejected.display()
         );
     }
-    unpack(cache, &file, pin.version)
+    unpack(cache, &file, pin.version, pin.version)
 }
 
 fn unpacked(cache: &Cache, version: &str) -> Option<Source> {
@@ -89,16 +109,16 @@ fn unpacked(cache: &Cache, version: &str) -> Option<Source> {
 }
 
 /// Unpacks next to the final place and renames, so that a tree with the final name is complete.
-fn unpack(cache: &Cache, tarball: &Path, version: &str) -> Result<Source> {
-    if let Some(source) = unpacked(cache, version) {
+fn unpack(cache: &Cache, tarball: &Path, version: &str, name: &str) -> Result<Source> {
+    if let Some(source) = unpacked(cache, name) {
         return Ok(source);
     }
-    let directory = cache.source(version);
+    let directory = cache.source(name);
     let parent = directory
         .parent()
         .expect("the cache layout puts sources below src");
     std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-    let staging = parent.join(format!(".{version}.{}", std::process::id()));
+    let staging = parent.join(format!(".{name}.{}", std::process::id()));
     std::fs::create_dir_all(&staging).with_context(|| format!("create {}", staging.display()))?;
     let status = Command::new("tar")
         .arg("xf")
@@ -127,7 +147,7 @@ fn unpack(cache: &Cache, tarball: &Path, version: &str) -> Result<Source> {
     );
     std::fs::rename(&staging, &directory).with_context(|| format!("rename to {}", directory.display()))?;
     Ok(Source {
-        version: version.to_string(),
+        version: name.to_string(),
         directory,
     })
 }
@@ -199,10 +219,27 @@ mod tests {
         let file = tarball(directory.path(), "3.99.1");
         let cache = Cache::at(directory.path().join("cache"));
         let request = Request::Tarball { file, version: None };
-        assert_eq!(resolve(&request).unwrap(), "3.99.1");
+        let name = resolve(&request).unwrap();
+        assert!(name.starts_with("3.99.1-"), "{name}");
         let source = fetch(&cache, &request, None).unwrap();
-        assert_eq!(source.directory, cache.source("3.99.1"));
+        assert_eq!(source.directory, cache.source(&name));
         assert!(source.directory.join("test/tester.tcl").exists());
+    }
+
+    #[test]
+    fn a_changed_tarball_is_another_version_and_a_missing_one_is_an_error() {
+        let name = |content: &str| {
+            let directory = tempfile::tempdir().unwrap();
+            let file = tarball(directory.path(), "3.99.1");
+            let mut bytes = std::fs::read(&file).unwrap();
+            bytes.extend_from_slice(content.as_bytes());
+            std::fs::write(&file, bytes).unwrap();
+            resolve(&Request::Tarball { file, version: None }).unwrap()
+        };
+        assert_ne!(name("one"), name("two"));
+        let file = PathBuf::from("/no/such.tar");
+        let error = resolve(&Request::Tarball { file, version: None }).unwrap_err();
+        assert!(error.to_string().contains("/no/such.tar"), "{error}");
     }
 
     #[test]
