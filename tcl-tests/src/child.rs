@@ -38,6 +38,13 @@ impl Account {
         }
     }
 
+    pub fn uid(self) -> u32 {
+        match self {
+            Account::Own => nix::unistd::geteuid().as_raw(),
+            Account::Other { uid, .. } => uid,
+        }
+    }
+
     /// Makes this account the owner of a directory on an ordinary file system.
     pub fn give(self, path: &Path) -> Result<()> {
         match self {

@@ -30,6 +30,8 @@ pub enum Outcome {
     TimeOut,
     /// The process behind the mount ended, or the mount did not answer.
     MountDied,
+    /// Natively it takes longer than the limit, so that the mount is not asked.
+    NotRun,
 }
 
 /// The result of one file in one place.

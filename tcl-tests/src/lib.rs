@@ -28,6 +28,7 @@ pub mod report;
 pub mod run;
 pub mod source;
 pub mod suite;
+pub mod text;
 pub mod transcript;
 pub mod verdict;
 pub mod work;

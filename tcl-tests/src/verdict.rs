@@ -1,15 +1,16 @@
 //! Compares a file's run on the mount with its native run.
 //!
 //! The criterion is the same set of passed case names. "No errors" alone would accept a file that
-//! stopped early or tested nothing.
+//! stopped early or tested nothing. Only a file that is good natively can be shown to be equal.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::execution::{FileRun, Outcome};
-use crate::transcript::Cases;
+use crate::transcript::{Cases, Transcript};
 
 /// What a file counts as. Each is counted apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -24,12 +25,14 @@ pub enum Status {
     MountDied,
     /// No errors, but not the case names that pass natively.
     FewerCases,
-    /// Not good natively: nothing can be demanded from the mount.
+    /// Not good natively: nothing can be shown, so it is never equal.
     NativeFail,
+    /// Differed, and equalled native when it ran once more alone.
+    Flaky,
 }
 
 impl Status {
-    pub const ALL: [Status; 8] = [
+    pub const ALL: [Status; 9] = [
         Status::Ok,
         Status::Skip,
         Status::Fail,
@@ -38,6 +41,7 @@ impl Status {
         Status::MountDied,
         Status::FewerCases,
         Status::NativeFail,
+        Status::Flaky,
     ];
 
     pub fn name(self) -> &'static str {
@@ -50,6 +54,7 @@ impl Status {
             Status::MountDied => "mount-died",
             Status::FewerCases => "fewer-cases",
             Status::NativeFail => "native-fail",
+            Status::Flaky => "flaky",
         }
     }
 }
@@ -70,13 +75,17 @@ impl FromStr for Status {
 }
 
 /// The comparison of one file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     pub status: Status,
     /// The mount did what native did. With findings it is never true.
     pub equal: bool,
     /// Natively there are cases and on the mount there is not one.
     pub alarm: bool,
+    /// Something is wrong beside the cases: cleaning up, the mount's end, a replica that differs.
+    pub found: bool,
+    /// Names of cases that did not end alike on both sides.
+    pub cases: usize,
     pub differences: Vec<String>,
 }
 
@@ -84,19 +93,38 @@ pub struct Verdict {
 const NAMES: usize = 10;
 
 pub fn judge(native: &FileRun, mount: &FileRun) -> Verdict {
-    let mut differences = differences(native, mount);
-    let same = differences.is_empty();
-    let status = status(native.outcome, mount.outcome, same);
-    let equal = match status {
-        Status::Ok | Status::Skip => same,
-        Status::NativeFail => same && native.outcome == mount.outcome,
-        Status::Fail | Status::Abort | Status::TimeOut | Status::MountDied | Status::FewerCases => false,
+    let found = !native.findings.is_empty() || !mount.findings.is_empty();
+    let (cases, mut differences) = match mount.outcome {
+        Outcome::NotRun => (
+            0,
+            vec![format!(
+                "killed natively after {:.0} s, so not run on the mount",
+                native.seconds
+            )],
+        ),
+        Outcome::Ok
+        | Outcome::Skip
+        | Outcome::Fail
+        | Outcome::Abort
+        | Outcome::TimeOut
+        | Outcome::MountDied => differences(&native.transcript, &mount.transcript),
     };
+    let status = status(native.outcome, mount.outcome, differences.is_empty());
+    differences.extend(
+        native
+            .findings
+            .iter()
+            .map(|finding| format!("finding: natively: {finding}")),
+    );
     differences.extend(mount.findings.iter().map(|finding| format!("finding: {finding}")));
     Verdict {
         status,
-        equal: equal && mount.findings.is_empty(),
-        alarm: native.transcript.cases() > 0 && mount.transcript.cases() == 0,
+        equal: matches!(status, Status::Ok | Status::Skip) && !found,
+        alarm: mount.outcome != Outcome::NotRun
+            && native.transcript.cases() > 0
+            && mount.transcript.cases() == 0,
+        found,
+        cases,
         differences,
     }
 }
@@ -105,6 +133,7 @@ fn status(native: Outcome, mount: Outcome, same: bool) -> Status {
     let native_good = matches!(native, Outcome::Ok | Outcome::Skip);
     match mount {
         Outcome::MountDied => Status::MountDied,
+        Outcome::NotRun => Status::NativeFail,
         Outcome::Ok | Outcome::Skip | Outcome::Fail | Outcome::Abort | Outcome::TimeOut if !native_good => {
             Status::NativeFail
         }
@@ -117,30 +146,47 @@ fn status(native: Outcome, mount: Outcome, same: bool) -> Status {
     }
 }
 
-fn differences(native: &FileRun, mount: &FileRun) -> Vec<String> {
-    let (native, mount) = (&native.transcript, &mount.transcript);
-    let mut found = Vec::new();
-    tell(
-        &mut found,
-        "passes natively only",
-        &missing(&native.passed, &mount.passed),
-    );
-    tell(
-        &mut found,
-        "passes on the mount only",
-        &missing(&mount.passed, &native.passed),
-    );
-    tell(
-        &mut found,
-        "omitted natively only",
-        &missing(&native.omitted, &mount.omitted),
-    );
-    tell(
-        &mut found,
-        "omitted on the mount only",
-        &missing(&mount.omitted, &native.omitted),
-    );
-    found
+/// How many names of cases differ, and in what.
+fn differences(native: &Transcript, mount: &Transcript) -> (usize, Vec<String>) {
+    let failed = (failed(native), failed(mount));
+    let sets = [
+        ("passes natively only", missing(&native.passed, &mount.passed)),
+        ("passes on the mount only", missing(&mount.passed, &native.passed)),
+        ("omitted natively only", missing(&native.omitted, &mount.omitted)),
+        (
+            "omitted on the mount only",
+            missing(&mount.omitted, &native.omitted),
+        ),
+        ("fails natively only", missing(&failed.0, &failed.1)),
+        ("fails on the mount only", missing(&failed.1, &failed.0)),
+    ];
+    let mut told = Vec::new();
+    for (what, names) in &sets {
+        tell(&mut told, what, names);
+    }
+    if native.errors() != mount.errors() {
+        told.push(format!(
+            "errors: {} natively, {} on the mount",
+            native.errors(),
+            mount.errors()
+        ));
+    }
+    if native.complaints != mount.complaints {
+        told.push(format!(
+            "complaints: {:?} natively, {:?} on the mount",
+            native.complaints, mount.complaints
+        ));
+    }
+    let names: BTreeSet<&str> = sets.iter().flat_map(|(_, names)| names).copied().collect();
+    (names.len(), told)
+}
+
+fn failed(transcript: &Transcript) -> Cases {
+    let mut cases = Cases::new();
+    for failure in &transcript.failures {
+        *cases.entry(failure.name.clone()).or_default() += 1;
+    }
+    cases
 }
 
 /// Names that occur more often in `all` than in `some`.
@@ -156,6 +202,86 @@ fn tell(found: &mut Vec<String>, what: &str, names: &[&str]) {
         let more = if names.len() > NAMES { ", ..." } else { "" };
         let shown = names[..names.len().min(NAMES)].join(", ");
         found.push(format!("{what} ({}): {shown}{more}", names.len()));
+    }
+}
+
+/// A file that draws lots: native runs without errors do not pass the same cases, so the mount cannot be asked for the
+/// cases of one of them.
+#[derive(Debug)]
+pub struct Lots {
+    /// Passed by all native runs.
+    always: Cases,
+    /// Passed by one of them.
+    ever: Cases,
+}
+
+/// What runs on the mount are in the light of [`Lots`].
+#[derive(Debug)]
+pub enum Drawn {
+    /// No error in any of them, and what always passes natively passes.
+    Equal(Verdict),
+    /// No error, but a case is missing that all native runs passed: more runs tell whether it is always there.
+    Unsettled,
+    /// An error or a finding in one of them, which no lot excuses.
+    Bad,
+}
+
+impl Lots {
+    /// All runs have to be of now: a kept one may differ because the machine does.
+    pub fn of(natives: &[&FileRun]) -> Option<Lots> {
+        if natives.iter().any(|run| run.outcome != Outcome::Ok) {
+            return None;
+        }
+        let (first, others) = natives.split_first()?;
+        let mut lots = Lots {
+            always: first.transcript.passed.clone(),
+            ever: first.transcript.passed.clone(),
+        };
+        for other in others {
+            let other = &other.transcript.passed;
+            lots.always.retain(|name, _| other.contains_key(name));
+            for (name, count) in other {
+                if let Some(least) = lots.always.get_mut(name) {
+                    *least = (*least).min(*count);
+                }
+            }
+            unite(&mut lots.ever, other);
+        }
+        (lots.always != lots.ever).then_some(lots)
+    }
+
+    pub fn judge(&self, mounts: &[&FileRun]) -> Drawn {
+        if mounts
+            .iter()
+            .any(|run| run.outcome != Outcome::Ok || !run.findings.is_empty())
+        {
+            return Drawn::Bad;
+        }
+        let mut passed = Cases::new();
+        for run in mounts {
+            unite(&mut passed, &run.transcript.passed);
+        }
+        if !missing(&self.always, &passed).is_empty() {
+            return Drawn::Unsettled;
+        }
+        let further = missing(&passed, &self.ever);
+        let mut differences = Vec::new();
+        tell(&mut differences, "passes in no native run", &further);
+        Drawn::Equal(Verdict {
+            status: Status::Ok,
+            equal: true,
+            alarm: false,
+            found: false,
+            cases: further.len(),
+            differences,
+        })
+    }
+}
+
+fn unite(all: &mut Cases, more: &Cases) {
+    for (name, count) in more {
+        let most = all.entry(name.clone()).or_default();
+        *most = (*most).max(*count);
     }
 }
 
@@ -185,6 +311,18 @@ mod tests {
         let verdict = judge(native, mount);
         assert_eq!((verdict.status, verdict.equal), (status, equal), "{verdict:?}");
         verdict
+    }
+
+    fn failing(names: &[&str]) -> FileRun {
+        let mut run = run(Outcome::Fail, &["passes"]);
+        run.transcript.failures = names
+            .iter()
+            .map(|name| Failure {
+                name: (*name).to_string(),
+                detail: "x".to_string(),
+            })
+            .collect();
+        run
     }
 
     #[test]
@@ -279,24 +417,23 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_natively_is_listed_and_has_to_fail_alike() {
-        check(
-            &run(Outcome::Fail, &["a"]),
-            &run(Outcome::Fail, &["a"]),
-            Status::NativeFail,
-            true,
-        );
-        check(
-            &run(Outcome::Fail, &["a"]),
-            &run(Outcome::Fail, &[]),
+    fn what_is_not_good_natively_is_never_equal() {
+        // Both sides without a case: a directory that the test account cannot enter.
+        let verdict = check(
+            &run(Outcome::Abort, &[]),
+            &run(Outcome::Abort, &[]),
             Status::NativeFail,
             false,
         );
-        check(
-            &run(Outcome::Fail, &["a"]),
-            &run(Outcome::Abort, &["a"]),
-            Status::NativeFail,
-            false,
+        assert_eq!(verdict.cases, 0);
+        let native = failing(&["a"]);
+        assert_eq!(
+            check(&native, &failing(&["a"]), Status::NativeFail, false).cases,
+            0
+        );
+        assert_eq!(
+            check(&native, &failing(&["a", "b"]), Status::NativeFail, false).cases,
+            1
         );
         // A mount that dies is never excused.
         check(
@@ -314,5 +451,79 @@ mod tests {
             .findings
             .push("remove the test directory: rm: Directory not empty".into());
         check(&run(Outcome::Ok, &["a"]), &mount, Status::Ok, false);
+    }
+
+    #[test]
+    fn a_finding_of_the_native_side_takes_the_equality_too() {
+        let mut native = run(Outcome::Ok, &["a"]);
+        native.findings.push("remove the test directory: killed".into());
+        assert!(check(&native, &run(Outcome::Ok, &["a"]), Status::Ok, false).found);
+    }
+
+    #[test]
+    fn a_case_that_fails_instead_of_passing_counts_once() {
+        let mut mount = failing(&["a"]);
+        mount.transcript.passed.remove("passes");
+        let verdict = check(&run(Outcome::Ok, &["a"]), &mount, Status::Fail, false);
+        assert_eq!(verdict.cases, 1, "{verdict:?}");
+    }
+
+    #[test]
+    fn what_timed_out_natively_is_not_run_and_no_alarm() {
+        let verdict = check(
+            &run(Outcome::TimeOut, &["a"]),
+            &run(Outcome::NotRun, &[]),
+            Status::NativeFail,
+            false,
+        );
+        assert!(!verdict.alarm);
+        assert!(verdict.differences[0].contains("not run"), "{verdict:?}");
+    }
+
+    #[test]
+    fn lots_excuse_only_cases_that_native_runs_do_not_share() {
+        let (one, other) = (
+            run(Outcome::Ok, &["a", "b", "b"]),
+            run(Outcome::Ok, &["a", "b", "c"]),
+        );
+        let lots = Lots::of(&[&one, &other]).unwrap();
+        let equal = |names: &[&str]| match lots.judge(&[&run(Outcome::Ok, names)]) {
+            Drawn::Equal(verdict) => Some(verdict.differences),
+            Drawn::Unsettled => None,
+            Drawn::Bad => panic!("no error"),
+        };
+        assert_eq!(equal(&["a", "b"]), Some(Vec::new()));
+        let told = vec!["passes in no native run (1): d".to_string()];
+        assert_eq!(equal(&["a", "b", "d"]), Some(told));
+        assert_eq!(equal(&["b", "b", "c"]), None);
+    }
+
+    #[test]
+    fn lots_excuse_no_error_in_any_try() {
+        let (one, other) = (run(Outcome::Ok, &["a", "b"]), run(Outcome::Ok, &["a", "c"]));
+        let lots = Lots::of(&[&one, &other]).unwrap();
+        let mut finding = run(Outcome::Ok, &["a", "b"]);
+        finding.findings.push("test.db: page 2 differs".into());
+        let mut bad = vec![finding];
+        bad.extend(
+            [
+                Outcome::Fail,
+                Outcome::Abort,
+                Outcome::TimeOut,
+                Outcome::MountDied,
+            ]
+            .map(|outcome| run(outcome, &["a", "b"])),
+        );
+        for mount in &bad {
+            assert!(matches!(lots.judge(&[&one, mount]), Drawn::Bad), "{mount:?}");
+            assert!(matches!(lots.judge(&[mount, &one]), Drawn::Bad), "{mount:?}");
+        }
+    }
+
+    #[test]
+    fn equal_native_runs_and_failing_ones_draw_no_lots() {
+        let good = run(Outcome::Ok, &["a", "b"]);
+        assert!(Lots::of(&[&good, &good]).is_none());
+        assert!(Lots::of(&[&good, &run(Outcome::Fail, &["a"])]).is_none());
     }
 }

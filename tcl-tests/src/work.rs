@@ -90,8 +90,8 @@ fn clear_left(base: &Path) {
     }
 }
 
-/// Never crosses into something that is still mounted.
-fn remove(directory: &Path) {
+/// Removes a directory, without crossing into something that is still mounted.
+pub fn remove(directory: &Path) {
     let status = Command::new("rm")
         .args(["-rf", "--one-file-system", "--"])
         .arg(directory)

@@ -1,10 +1,11 @@
 //! Commands and flags. Each command is a thin layer over the library.
 //!
-//! Exit status: 0 the mount equals native (or, with `--expectations`, differs exactly as listed), 1 it does not,
-//! 2 the runner could not do its work.
+//! Exit status: 0 the mount was shown to equal native (or, with `--expectations`, to differ exactly as listed), 1 it was not,
+//! 2 the runner could not do its work, or not to the end.
 
 mod run;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -61,8 +62,8 @@ pub struct BuildArgs {
     source: SourceArgs,
     #[command(flatten)]
     options: OptionArgs,
-    #[arg(long, default_value_t = 2)]
-    jobs: usize,
+    #[arg(long, default_value = "2")]
+    jobs: NonZeroUsize,
 }
 
 #[derive(Debug, Args)]
@@ -106,7 +107,7 @@ impl Command {
             Command::Build(args) => {
                 let source = args.source.fetch()?;
                 let cache = args.source.cache();
-                let fixture = Fixture::build(&cache, &source, args.options.options(), args.jobs)?;
+                let fixture = Fixture::build(&cache, &source, args.options.options(), args.jobs.get())?;
                 tell(&format!("{}\n", fixture.binary().display()));
                 Ok(ExitCode::SUCCESS)
             }

@@ -1,5 +1,7 @@
 //! `litefs-tcl run` and `litefs-tcl list`.
 
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -12,12 +14,15 @@ use crate::baseline::Baseline;
 use crate::child::Account;
 use crate::execution::Bench;
 use crate::expectations::Expectations;
-use crate::fixture::Fixture;
 use crate::mount::{Litefs, Mode, Spec};
-use crate::run::{FileSummary, Layout, Native, Plan, RunResult, Summary};
+use crate::report::LOGS;
+use crate::run::{self, FileSummary, Layout, Native, Plan, RunResult, Summary};
 use crate::suite::JournalMode;
 use crate::work::Work;
-use crate::{report, suite};
+use crate::{report, source, suite};
+
+/// Mode of a mount that is not litefs.
+const CONTROL: &str = "control";
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -32,8 +37,8 @@ pub struct RunArgs {
     #[command(flatten)]
     account: AccountArgs,
     /// Files that run at the same time, each slot with a mount of its own.
-    #[arg(long, default_value_t = 2)]
-    jobs: usize,
+    #[arg(long, default_value = "2")]
+    jobs: NonZeroUsize,
     /// Whether the kernel serves -wal and -shm itself or the daemon sees every write.
     #[arg(long, value_enum, default_value = "auto")]
     mode: Mode,
@@ -41,9 +46,10 @@ pub struct RunArgs {
     #[arg(long)]
     replica: bool,
     /// Seconds that a file may take on the mount (longer where it is slow natively).
-    #[arg(long, default_value_t = 300)]
-    timeout: u64,
-    /// Run each file natively beside the mount, take native results from the cache, or run all natively before.
+    #[arg(long, default_value = "300")]
+    timeout: NonZeroU64,
+    /// Run each file natively beside the mount, take native results from the cache, or run all files natively before the
+    /// first one runs on the mount.
     #[arg(long, value_enum, default_value = "beside")]
     native: Native,
     /// Measure the wall time of the whole run, natively and then on the mount: the same as --native before.
@@ -64,7 +70,7 @@ pub struct RunArgs {
     /// Where mounts, data and native directories go; needs a few GB.
     #[arg(long, default_value_os_t = std::env::temp_dir(), env = "LITEFS_TCL_WORK")]
     work: PathBuf,
-    /// Keep the work directory.
+    /// Keep the work directory with the data of all mounts.
     #[arg(long)]
     keep: bool,
     /// Another program instead of litefs that serves {mountpoint} from {source} in the foreground.
@@ -143,60 +149,106 @@ impl RunArgs {
         let fixture = self.source.fixture(self.options.options())?;
         reachable(&fixture.binary(), account)?;
         let permutation = self.selection.permutation().to_string();
-        let files = selected(&suite::files(&fixture, &permutation, account)?, &self.files)?;
+        let all = suite::files(&fixture, &permutation, account)?;
+        let bench = Bench {
+            fixture,
+            permutation,
+            account,
+        };
+        let work = Work::claim(&self.work)?;
+        let tested = self.test(bench, &all, &work);
+        // Before the report, which a full disk would not take.
+        let kept = if self.keep {
+            work.keep()
+        } else {
+            work.remove();
+            Ok(())
+        };
+        let (plan, outcome) = tested?;
+        let status = self.report(&plan, &outcome)?;
+        kept?;
+        Ok(status)
+    }
+
+    /// Runs the files. What is wrong before the first one is an error.
+    fn test(&self, bench: Bench, all: &[String], work: &Work) -> Result<(Plan, RunResult)> {
+        enterable(work.directory(), bench.account)?;
+        let files = selected(all, &self.files)?;
+        let spec = self.spec(bench.account)?;
+        let mode = run::try_mount(&spec, work.directory())?.unwrap_or_else(|| CONTROL.to_string());
         let expectations = match &self.expectations {
-            Some(directory) => Expectations::load(directory, &fixture.id(), self.mode.name(), &permutation)?,
+            Some(directory) => Expectations::load(directory, &bench.fixture.id(), &mode, &bench.permutation)?,
             None => Expectations::default(),
         };
-        let mut results = self.results_directory(&fixture, &permutation);
-        let spec = self.spec(account)?;
-        let work = Work::claim(&self.work)?;
-        let baseline = self.source.cache().baseline(&fixture.id(), &permutation);
+        expectations.know_only(all)?;
+        let results = self.results_directory(&bench, &mode);
         let plan = Plan {
-            // The suite has cases whose names depend on the length of the path they run in.
-            baseline: Baseline::at(baseline.join(format!(
-                "{:?}-{}",
-                self.layout,
-                work.directory().as_os_str().len()
-            ))),
-            bench: Bench {
-                fixture,
-                permutation,
-                account,
-            },
+            baseline: self.baseline(&bench, work.directory())?,
+            bench,
+            daemon: identity(&spec),
             spec,
+            mode,
             files,
             jobs: self.jobs,
             layout: self.layout,
-            native: if self.wall { Native::Before } else { self.native },
+            native: self.native(),
             replica: self.replica,
-            limit: Duration::from_secs(self.timeout),
+            limit: Duration::from_secs(self.timeout.get()),
             work: work.directory().to_path_buf(),
-            logs: results.join("logs"),
+            keep: self.keep,
+            logs: results.join(LOGS),
             expectations,
         };
-        let outcome = plan.run();
-        match self.keep {
-            true => work.keep()?,
-            false => work.remove(),
-        }
-        let outcome = outcome?;
-        let summary = self.summary(&plan, &outcome);
-        if outcome.interrupted && self.results.is_none() {
+        let outcome = plan.run()?;
+        Ok((plan, outcome))
+    }
+
+    fn report(&self, plan: &Plan, outcome: &RunResult) -> Result<ExitCode> {
+        let summary = self.summary(plan, outcome);
+        let results = if outcome.interrupted && self.results.is_none() {
             // The results of the last complete run stay.
-            results = self.source.cache().root().join("last-interrupted");
-        }
-        report::write(&results, &summary, &outcome)?;
+            self.source.cache().root().join("last-interrupted")
+        } else {
+            self.results_directory(&plan.bench, &plan.mode)
+        };
+        report::write(&results, &summary, outcome)?;
         tell(&format!(
             "{}results in {}\n",
             report::table(&summary),
             results.display()
         ));
-        Ok(if summary.objections.is_empty() {
-            ExitCode::SUCCESS
-        } else {
+        Ok(if !outcome.errors.is_empty() {
+            ExitCode::from(2)
+        } else if !summary.objections.is_empty() {
             ExitCode::from(1)
+        } else {
+            ExitCode::SUCCESS
         })
+    }
+
+    fn native(&self) -> Native {
+        if self.wall { Native::Before } else { self.native }
+    }
+
+    /// Kept native results, apart for everything that decides which cases a file has and passes.
+    fn baseline(&self, bench: &Bench, work: &Path) -> Result<Baseline> {
+        let binary = bench.fixture.binary();
+        let built = std::fs::metadata(&binary).with_context(|| format!("look at {}", binary.display()))?;
+        let system = nix::sys::statfs::statfs(work).with_context(|| format!("look at {}", work.display()))?;
+        let kept = self
+            .source
+            .cache()
+            .baseline(&bench.fixture.id(), &bench.permutation);
+        Ok(Baseline::at(kept.join(format!(
+            "{}-{}-{}-{}-{:x}-{}",
+            self.layout.name(),
+            // The suite has cases whose names depend on the length of the path they run in.
+            work.as_os_str().len(),
+            bench.account.uid(),
+            said_by("uname", &["-r"]),
+            system.filesystem_type().0,
+            built.mtime(),
+        ))))
     }
 
     fn spec(&self, account: Account) -> Result<Spec> {
@@ -215,29 +267,26 @@ impl RunArgs {
         }))
     }
 
-    fn mode_name(&self) -> &str {
-        if self.mount_command.is_some() {
-            "control"
-        } else {
-            self.mode.name()
-        }
-    }
-
-    fn results_directory(&self, fixture: &Fixture, permutation: &str) -> PathBuf {
+    fn results_directory(&self, bench: &Bench, mode: &str) -> PathBuf {
         if let Some(directory) = &self.results {
             return directory.clone();
         }
-        let results = self.source.cache().results();
+        let cache = self.source.cache();
         if !self.files.is_empty() {
             // Not a result that the report may show.
-            return self.source.cache().root().join("last-selection");
+            return cache.root().join("last-selection");
         }
-        let replica = if self.replica { "-replica" } else { "" };
-        results.join(format!(
-            "{}-{permutation}-{}{replica}",
-            fixture.id(),
-            self.mode_name()
-        ))
+        let mut name = format!("{}-{}-{mode}", bench.fixture.id(), bench.permutation);
+        if self.replica {
+            name.push_str("-replica");
+        }
+        if self.layout != Layout::Directory {
+            name = format!("{name}-{}", self.layout.name());
+        }
+        if self.native() != Native::Beside {
+            name = format!("{name}-{}", self.native().name());
+        }
+        cache.results().join(name)
     }
 
     fn summary(&self, plan: &Plan, outcome: &RunResult) -> Summary {
@@ -246,10 +295,12 @@ impl RunArgs {
             sqlite: plan.bench.fixture.version.clone(),
             options: plan.bench.fixture.options.name().to_string(),
             permutation: plan.bench.permutation.clone(),
-            mode: self.mode_name().to_string(),
-            layout: format!("{:?}", self.layout).to_lowercase(),
+            mode: plan.mode.clone(),
+            daemon: plan.daemon.clone(),
+            native: plan.native.name().to_string(),
+            layout: self.layout.name().to_string(),
             replica: self.replica,
-            jobs: self.jobs,
+            jobs: self.jobs.get(),
             full: self.files.is_empty(),
             date: said_by("date", &["-u", "+%Y-%m-%d"]),
             machine: said_by("uname", &["-srm"]),
@@ -306,29 +357,55 @@ fn matches(pattern: &str, file: &str) -> bool {
 
 /// The test account has to be able to run what root built.
 fn reachable(binary: &Path, account: Account) -> Result<()> {
-    let mut command = Command::new("test");
-    command
-        .arg("-x")
-        .arg(binary)
-        .current_dir("/")
-        .stdin(Stdio::null());
-    account.apply(&mut command);
-    let status = command.status().context("run test")?;
     ensure!(
-        status.success(),
+        can_pass(binary, account)?,
         "the test user cannot run {}: choose a cache that others can reach (XDG_CACHE_HOME or --cache)",
         binary.display()
     );
     Ok(())
 }
 
+/// The test account has to be able to enter the directories of the run: where it cannot, no test begins on either side.
+fn enterable(directory: &Path, account: Account) -> Result<()> {
+    ensure!(
+        can_pass(directory, account)?,
+        "the test user cannot enter {}: choose a directory that others can reach (--work or LITEFS_TCL_WORK)",
+        directory.display()
+    );
+    Ok(())
+}
+
+/// Whether the account may execute a file, or pass through a directory.
+fn can_pass(path: &Path, account: Account) -> Result<bool> {
+    let mut command = Command::new("test");
+    command.arg("-x").arg(path).current_dir("/").stdin(Stdio::null());
+    account.apply(&mut command);
+    Ok(command.status().context("run test")?.success())
+}
+
+/// What is tested. A build that does not tell its commit is known by its bytes.
+fn identity(spec: &Spec) -> String {
+    let litefs = match spec {
+        Spec::Litefs(litefs) => litefs,
+        Spec::Command(words) => return words.clone(),
+    };
+    let version = said_by(&litefs.binary.to_string_lossy(), &["version"]);
+    if version.contains("commit=") {
+        return version;
+    }
+    let digest = source::sha256(&litefs.binary).unwrap_or_else(|error| format!("unknown: {error:#}"));
+    format!("{version}, sha256 {digest}")
+}
+
 fn daemon() -> PathBuf {
-    let beside = std::env::current_exe()
-        .ok()
-        .map(|exe| exe.with_file_name("litefs"));
+    let name = "litefs";
+    let beside = std::env::current_exe().ok().map(|exe| exe.with_file_name(name));
+    let path = std::env::var_os("PATH").unwrap_or_default();
     beside
-        .filter(|path| path.exists())
-        .unwrap_or_else(|| PathBuf::from("litefs"))
+        .into_iter()
+        .chain(std::env::split_paths(&path).map(|directory| directory.join(name)))
+        .find(|file| file.exists())
+        .unwrap_or_else(|| PathBuf::from(name))
 }
 
 fn said_by(program: &str, arguments: &[&str]) -> String {
@@ -341,6 +418,7 @@ fn said_by(program: &str, arguments: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
 
     #[test]
     fn patterns_match_whole_names_with_or_without_the_ending() {
@@ -350,6 +428,15 @@ mod tests {
         assert!(matches("select*", "select1.test"));
         assert!(matches("*1*.test", "e_select1x.test"));
         assert!(!matches("*2", "select21.test"));
+    }
+
+    #[test]
+    fn no_time_and_no_job_are_refused() {
+        for option in ["--timeout", "--jobs"] {
+            let words = |value| ["litefs-tcl", "run", option, value];
+            assert!(crate::cli::Command::try_parse_from(words("0")).is_err());
+            assert!(crate::cli::Command::try_parse_from(words("1")).is_ok());
+        }
     }
 
     #[test]

@@ -24,14 +24,6 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub fn name(self) -> &'static str {
-        match self {
-            Mode::Auto => "auto",
-            Mode::Passthrough => "passthrough",
-            Mode::Intercepted => "intercepted",
-        }
-    }
-
     /// The value of `fuse.passthrough`.
     fn setting(self) -> &'static str {
         match self {
@@ -97,23 +89,33 @@ fn free_address() -> Result<SocketAddr> {
     listener.local_addr().context("find a free port")
 }
 
-/// A write before the node is primary would be refused.
-pub(super) fn wait_until_primary(mount: &mut Mount, api: &str, deadline: Instant) -> Result<()> {
+/// Waits until a primary takes writes, which it refuses before, and until a replica answers: what that must have is checked
+/// file by file.
+pub(super) fn wait_until_ready(mount: &mut Mount, api: &str, deadline: Instant) -> Result<()> {
     loop {
-        if let Ok(info) = get(api, "/info") {
-            // A replica is ready as soon as it answers: what it must have is checked file by file.
-            if info.contains("\"isPrimary\"") && (mount.replica || is_true(&info, "isPrimary")) {
-                return Ok(());
-            }
+        let ready =
+            |info: String| info.contains("\"isPrimary\"") && (mount.replica || is_true(&info, "isPrimary"));
+        if get(api, "/info").is_ok_and(ready) {
+            return Ok(());
         }
         if let Some(status) = mount.exited() {
             bail!("the node ended while starting: {status}{}", mount.last_words());
         }
         if Instant::now() > deadline {
-            bail!("the node did not become primary in time{}", mount.last_words());
+            bail!("the node was not ready in time{}", mount.last_words());
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// How the kernel edge of a node works.
+pub(super) fn mode(api: &str) -> Result<String> {
+    let status: serde_json::Value =
+        serde_json::from_str(&get(api, "/status")?).context("decode the node's status")?;
+    let mode = status.get("fuseMode").and_then(|mode| mode.as_str());
+    mode.filter(|mode| !mode.is_empty())
+        .map(str::to_string)
+        .context("the node does not tell how its mount works")
 }
 
 fn is_true(info: &str, key: &str) -> bool {

@@ -45,6 +45,9 @@ pub struct Mount {
     ended: Option<ExitStatus>,
 }
 
+/// What the process behind a mount prints, in the mount's directory.
+pub const MOUNT_LOG: &str = "mount.log";
+
 const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(60);
 
@@ -60,7 +63,7 @@ impl Mount {
             Spec::Litefs(litefs) => litefs.command(home, &source, &directory)?,
             Spec::Command(words) => (from_words(words, &source, &directory)?, None),
         };
-        let log = home.join("mount.log");
+        let log = home.join(MOUNT_LOG);
         let out = File::options().create(true).append(true).open(&log);
         let out = out.with_context(|| format!("open {}", log.display()))?;
         let errors = out
@@ -93,13 +96,14 @@ impl Mount {
         &self.directory
     }
 
-    pub fn log(&self) -> &Path {
-        &self.log
-    }
-
     /// Base URL of the node's admin API; `None` for a mount that is not litefs.
     pub fn api(&self) -> Option<&str> {
         self.api.as_deref()
+    }
+
+    /// How the kernel edge works: what `auto` came to. `None` for a mount that is not litefs.
+    pub fn mode(&self) -> Result<Option<String>> {
+        self.api().map(litefs::mode).transpose()
     }
 
     /// Whether the process lives and the mount answers. `Err` says what is wrong.
@@ -167,7 +171,7 @@ impl Mount {
             changes.wait(Duration::from_millis(100));
         }
         match self.api.clone() {
-            Some(api) => litefs::wait_until_primary(self, &api, deadline),
+            Some(api) => litefs::wait_until_ready(self, &api, deadline),
             None => Ok(()),
         }
     }

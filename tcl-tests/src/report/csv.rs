@@ -1,9 +1,10 @@
 //! One line per file.
 
 use crate::run::{FileSummary, Summary};
+use crate::text::one_line;
 
 const HEAD: &str = "file,status,equal,native_cases,mount_cases,native_errors,mount_errors,native_seconds,\
-mount_seconds,native_cpu,mount_cpu,flaky,varying,databases,databases_different,differences,first_failures\n";
+mount_seconds,native_cpu,mount_cpu,cases_differ,flaky,varying,databases,databases_different,differences,first_failures\n";
 
 pub(super) fn text(summary: &Summary) -> String {
     let mut text = HEAD.to_string();
@@ -16,7 +17,7 @@ pub(super) fn text(summary: &Summary) -> String {
 fn line(file: &FileSummary) -> String {
     let (native, mount) = (&file.native, &file.mount);
     format!(
-        "{},{},{},{},{},{},{},{:.3},{:.3},{:.3},{:.3},{},{},{},{},{},{}\n",
+        "{},{},{},{},{},{},{},{:.3},{:.3},{:.3},{:.3},{},{},{},{},{},{},{}\n",
         field(&file.file),
         file.status,
         file.equal,
@@ -28,6 +29,7 @@ fn line(file: &FileSummary) -> String {
         mount.seconds,
         native.cpu_seconds,
         mount.cpu_seconds,
+        file.cases_differ,
         file.flaky.map_or("", |status| status.name()),
         file.varying,
         file.databases.compared,
@@ -39,7 +41,7 @@ fn line(file: &FileSummary) -> String {
 
 /// RFC 4180, with line ends made spaces: one file is one line for every tool.
 fn field(text: &str) -> String {
-    let flat = super::one_line(text);
+    let flat = one_line(text);
     if flat.contains([',', '"']) {
         format!("\"{}\"", flat.replace('"', "\"\""))
     } else {

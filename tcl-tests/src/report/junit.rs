@@ -21,8 +21,30 @@ pub(super) fn text(summary: &Summary, result: &RunResult) -> String {
     for file in &result.results {
         suite(&mut text, file);
     }
+    whole(&mut text, result);
     text.push_str("</testsuites>\n");
     text
+}
+
+/// What belongs to no file, such as an error of the runner.
+fn whole(text: &mut String, result: &RunResult) {
+    let faults: Vec<&String> = result.findings.iter().chain(&result.errors).collect();
+    if faults.is_empty() {
+        return;
+    }
+    let count = faults.len();
+    let _ = writeln!(
+        text,
+        "  <testsuite name=\"the whole run\" tests=\"{count}\" failures=\"{count}\">"
+    );
+    for (number, fault) in faults.into_iter().enumerate() {
+        let _ = writeln!(
+            text,
+            "    <testcase classname=\"the whole run\" name=\"finding {number}\"><failure>{}</failure></testcase>",
+            escaped(fault)
+        );
+    }
+    text.push_str("  </testsuite>\n");
 }
 
 fn suite(text: &mut String, file: &FileResult) {
@@ -74,7 +96,7 @@ fn suite(text: &mut String, file: &FileResult) {
         let _ = writeln!(
             cases,
             "    <testcase classname=\"{class}\" name=\"equals native\"><failure message=\"{}\">{}</failure></testcase>",
-            file.verdict.status,
+            status(file),
             escaped(&file.verdict.differences.join("\n"))
         );
     } else if file.verdict.status == Status::Skip && tests == 0 {
@@ -92,6 +114,13 @@ fn suite(text: &mut String, file: &FileResult) {
     );
     text.push_str(&cases);
     text.push_str("  </testsuite>\n");
+}
+
+fn status(file: &FileResult) -> String {
+    match file.flaky {
+        Some(first) => format!("{}: {first} at first", file.verdict.status),
+        None => file.verdict.status.to_string(),
+    }
 }
 
 /// Cases that an ended-early run on the mount neither passed nor failed.

@@ -20,6 +20,8 @@ use crate::run::{RunResult, Summary};
 pub const SUMMARY: &str = "summary.json";
 pub const CSV: &str = "results.csv";
 pub const JUNIT: &str = "junit.xml";
+/// Directory of the logs of files that differ.
+pub const LOGS: &str = "logs";
 
 /// Writes everything that is kept of a run.
 pub fn write(directory: &Path, summary: &Summary, result: &RunResult) -> Result<()> {
@@ -67,7 +69,35 @@ fn version(text: &str) -> Vec<u32> {
     text.split('.').map(|part| part.parse().unwrap_or(0)).collect()
 }
 
-/// Text without what Markdown or a table cell would take for markup.
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A summary with the fields that all versions of the runner write.
+    const EARLIER: &str = r#"{
+        "sqlite": "3.40.1", "options": "plain", "permutation": "veryquick", "mode": "passthrough",
+        "layout": "directory", "replica": false, "jobs": 2, "full": true, "date": "2026-11-20",
+        "machine": "Linux", "wall_seconds": 1.0, "interrupted": false, "findings": [], "objections": [],
+        "files": [{
+            "file": "select1.test", "status": "ok", "equal": true, "alarm": false, "flaky": "fail",
+            "varying": false, "exception": null,
+            "native": {"outcome": "ok", "cases": 5, "errors": 0, "seconds": 0.1, "cpu_seconds": 0.1},
+            "mount": {"outcome": "ok", "cases": 5, "errors": 0, "seconds": 0.1, "cpu_seconds": 0.1},
+            "databases": {"compared": 1, "local": 0, "different": 0}, "differences": [], "failures": []
+        }]
+    }"#;
+
+    #[test]
+    fn results_of_earlier_versions_are_still_reported() {
+        let results = tempfile::tempdir().unwrap();
+        let directory = results.path().join("one");
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::write(directory.join(SUMMARY), EARLIER).unwrap();
+        let page = page(&load_all(results.path()).unwrap());
+        assert!(
+            page.contains("| 3.40.1 | plain | veryquick | passthrough |"),
+            "{page}"
+        );
+        assert!(page.contains("fail at first"), "{page}");
+    }
 }

@@ -54,7 +54,7 @@ fn note(file: &FileSummary) -> String {
         notes.push(format!("flaky: {first} at first"));
     }
     if file.varying {
-        notes.push("varies natively".to_string());
+        notes.push("draws lots: two native runs differ too".to_string());
     }
     if let Some(reason) = &file.exception {
         notes.push(format!("listed: {reason}"));
@@ -106,10 +106,21 @@ fn totals(text: &mut String, summary: &Summary) {
             databases.compared, databases.replayed, databases.different, databases.local
         );
     }
+    let _ = writeln!(
+        text,
+        "{}; native results: {}; layout: {}; {}",
+        summary.daemon, summary.native, summary.layout, summary.machine
+    );
     for finding in &summary.findings {
         let _ = writeln!(text, "finding: {finding}");
     }
-    if summary.objections.is_empty() {
+    let different = summary.files.iter().filter(|file| !file.equal).count();
+    if summary.objections.is_empty() && different > 0 {
+        let _ = writeln!(
+            text,
+            "the mount differs from native in {different} files, exactly as listed"
+        );
+    } else if summary.objections.is_empty() {
         let _ = writeln!(text, "the mount equals native");
     } else {
         let _ = writeln!(text, "{} objections:", summary.objections.len());

@@ -1,5 +1,6 @@
 //! A run: files are taken from a queue by slots, each with a mount of its own, natively and on the mount one
-//! after the other, so that both see the same load. What does not equal native is run once more alone.
+//! after the other, so that both see the same load. What does not equal native is run once more alone, which tells what kind of difference
+//! it is and never takes it back.
 //! To compare the time of whole runs, all files run natively before the first one runs on the mount ([`Native::Before`]).
 
 mod progress;
@@ -7,7 +8,8 @@ mod result;
 mod slot;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -33,6 +35,15 @@ pub enum Layout {
     Root,
 }
 
+impl Layout {
+    pub fn name(self) -> &'static str {
+        match self {
+            Layout::Directory => "directory",
+            Layout::Root => "root",
+        }
+    }
+}
+
 /// Where native results come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Native {
@@ -44,13 +55,27 @@ pub enum Native {
     Before,
 }
 
+impl Native {
+    pub fn name(self) -> &'static str {
+        match self {
+            Native::Beside => "beside",
+            Native::Cached => "cached",
+            Native::Before => "before",
+        }
+    }
+}
+
 /// Everything that decides a run.
 #[derive(Debug)]
 pub struct Plan {
     pub bench: Bench,
     pub spec: Spec,
+    /// Version of what is mounted, from before the run: a new build may take its place meanwhile.
+    pub daemon: String,
+    /// How the kernel edge of the mount works: what `auto` came to.
+    pub mode: String,
     pub files: Vec<String>,
-    pub jobs: usize,
+    pub jobs: NonZeroUsize,
     pub layout: Layout,
     pub native: Native,
     pub baseline: Baseline,
@@ -60,6 +85,8 @@ pub struct Plan {
     pub limit: Duration,
     /// Scratch space: native directories, mount points, data directories.
     pub work: PathBuf,
+    /// Keep the data of mounts that ended.
+    pub keep: bool,
     /// Logs of the files that did not equal native.
     pub logs: PathBuf,
     pub expectations: Expectations,
@@ -75,12 +102,9 @@ fn take(queue: &Queue) -> Option<String> {
 const WORTH_ANOTHER_TRY: usize = 40;
 
 impl Plan {
-    /// Runs all files. `Err` is a failure of the runner, not of a test.
+    /// Runs all files. `Err` is a failure of the runner before any result.
     pub fn run(&self) -> Result<RunResult> {
-        for directory in [&self.work, &self.logs] {
-            std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
-        }
-        self.try_mount()?;
+        self.clear_logs()?;
         let start = Instant::now();
         let weights: BTreeMap<String, f64> = self
             .files
@@ -96,31 +120,36 @@ impl Plan {
             Native::Before => self.run_natively(&files, &progress)?,
         };
         let native_wall = start.elapsed();
-        let (mut results, mut findings) = self.run_all(files, &natives, &mut progress)?;
+        let mut run = self.run_all(files, &natives, &mut progress);
         let walls = (self.native == Native::Before).then(|| Walls {
             native_seconds: native_wall.as_secs_f64(),
             mount_seconds: (start.elapsed() - native_wall).as_secs_f64(),
         });
-        findings.extend(self.run_again(&mut results, &mut progress)?);
+        let again = self.run_again(&mut run.results, &mut progress);
+        run.add(again);
         progress.finish();
-        results.sort_by(|a, b| a.file.cmp(&b.file));
+        run.results.sort_by(|a, b| a.file.cmp(&b.file));
         Ok(RunResult {
-            results,
-            findings,
+            results: run.results,
+            findings: run.findings,
+            errors: run.errors,
             wall: start.elapsed(),
             walls,
             interrupted: interrupt::requested(),
         })
     }
 
-    /// A machine on which nothing can be mounted is told at once, not file by file.
-    fn try_mount(&self) -> Result<()> {
-        let trial = Mount::start(&self.spec, &self.work.join("trial"))
-            .context("nothing can be mounted (in Docker: --device /dev/fuse --cap-add SYS_ADMIN)")?;
-        trial
-            .stop()
-            .map_err(anyhow::Error::msg)
-            .context("the mount cannot be ended")
+    /// What an earlier run left there would be taken for this one's.
+    fn clear_logs(&self) -> Result<()> {
+        let told = || format!("clear {}", self.logs.display());
+        std::fs::create_dir_all(&self.logs).with_context(told)?;
+        for entry in std::fs::read_dir(&self.logs).with_context(told)? {
+            let path = entry.with_context(told)?.path();
+            if path.extension().is_some_and(|ending| ending == "log") {
+                std::fs::remove_file(&path).with_context(told)?;
+            }
+        }
+        Ok(())
     }
 
     fn expected_seconds(&self, file: &str) -> f64 {
@@ -163,15 +192,16 @@ impl Plan {
     }
 
     fn jobs(&self, files: &[String]) -> usize {
-        self.jobs.clamp(1, files.len().max(1))
+        self.jobs.get().min(files.len()).max(1)
     }
 
+    /// An error of one slot ends that slot only: the results of hours are not lost with it.
     fn run_all(
         &self,
         files: Vec<String>,
         natives: &BTreeMap<String, FileRun>,
         progress: &mut Progress,
-    ) -> Result<(Vec<FileResult>, Vec<String>)> {
+    ) -> Part {
         let jobs = self.jobs(&files);
         let queue = Mutex::new(VecDeque::from(files));
         let (sender, receiver) = mpsc::channel();
@@ -183,16 +213,15 @@ impl Plan {
                 })
                 .collect();
             drop(sender);
-            let mut results = Vec::new();
+            let mut run = Part::default();
             for result in receiver {
                 progress.done(&result);
-                results.push(result);
+                run.results.push(result);
             }
-            let mut findings = Vec::new();
             for slot in slots {
-                findings.extend(slot.join().expect("a slot does not panic")?);
+                run.add(slot.join().expect("a slot does not panic"));
             }
-            Ok((results, findings))
+            run
         })
     }
 
@@ -202,44 +231,109 @@ impl Plan {
         queue: &Queue,
         natives: &BTreeMap<String, FileRun>,
         results: &mpsc::Sender<FileResult>,
-    ) -> Result<Vec<String>> {
-        let mut slot = Slot::new(self, number)?;
-        while !interrupt::requested() {
-            let Some(file) = take(queue) else { break };
-            let known = match self.native {
-                Native::Beside => None,
-                Native::Cached => self.baseline.load(&file),
-                Native::Before => natives.get(&file).cloned(),
-            };
-            let result = slot.run(&file, known)?;
-            // A file that was cut off by the interrupt has no result.
-            if interrupt::requested() || results.send(result).is_err() {
-                break;
+    ) -> Part {
+        let slot = Slot::new(self, number);
+        self.serve(slot, |slot| {
+            while !interrupt::requested() {
+                let Some(file) = take(queue) else { break };
+                let known = match self.native {
+                    Native::Beside => None,
+                    Native::Cached => self.baseline.load(&file),
+                    Native::Before => natives.get(&file).cloned(),
+                };
+                let result = slot.run(&file, known).with_context(|| file)?;
+                // A file that was cut off by the interrupt has no result.
+                if interrupt::requested() || results.send(result).is_err() {
+                    break;
+                }
             }
-        }
-        Ok(slot.finish())
+            Ok(())
+        })
     }
 
-    /// Runs what does not equal native once more, alone: some files depend on timing.
-    fn run_again(&self, results: &mut [FileResult], progress: &mut Progress) -> Result<Vec<String>> {
-        let different: Vec<usize> = (0..results.len())
-            .filter(|index| results[*index].worth_another_try())
+    /// Does work in a slot, and ends the slot however that went.
+    fn serve(&self, slot: Result<Slot<'_>>, work: impl FnOnce(&mut Slot<'_>) -> Result<()>) -> Part {
+        let mut part = Part::default();
+        let served = slot.and_then(|mut slot| {
+            let served = work(&mut slot);
+            part.findings = slot.finish();
+            served
+        });
+        part.errors.extend(served.err().map(|error| format!("{error:#}")));
+        part
+    }
+
+    /// Runs what does not equal native once more, alone: some files depend on timing, some draw lots.
+    fn run_again(&self, results: &mut [FileResult], progress: &mut Progress) -> Part {
+        let different: Vec<&mut FileResult> = results
+            .iter_mut()
+            .filter(|result| result.worth_another_try(&self.expectations))
             .collect();
         if different.is_empty() || different.len() > WORTH_ANOTHER_TRY || interrupt::requested() {
-            return Ok(Vec::new());
+            return Part::default();
         }
         progress.note(&format!("running {} files again, alone", different.len()));
-        let mut slot = Slot::new(self, 0)?;
-        for index in different {
-            if interrupt::requested() {
-                break;
+        self.serve(Slot::again(self), |slot| {
+            for result in different {
+                if interrupt::requested() {
+                    break;
+                }
+                self.try_again(slot, result)
+                    .with_context(|| result.file.clone())?;
+                progress.again(result);
             }
-            let again = slot.run(&results[index].file, None)?;
+            Ok(())
+        })
+    }
+
+    fn try_again(&self, slot: &mut Slot<'_>, result: &mut FileResult) -> Result<()> {
+        if self.native == Native::Cached {
+            let native = slot.native(&result.file)?;
             if !interrupt::requested() {
-                results[index].again(again);
-                progress.again(&results[index]);
+                result.compare_with(native);
+            }
+            if !result.worth_another_try(&self.expectations) {
+                return Ok(());
             }
         }
-        Ok(slot.finish())
+        let mut tries = Vec::new();
+        loop {
+            let again = slot.run(&result.file, None)?;
+            if interrupt::requested() {
+                return Ok(());
+            }
+            tries.push(again);
+            if !result.again(&tries) {
+                return Ok(());
+            }
+        }
     }
+}
+
+/// What one or several slots brought.
+#[derive(Default)]
+struct Part {
+    results: Vec<FileResult>,
+    findings: Vec<String>,
+    errors: Vec<String>,
+}
+
+impl Part {
+    fn add(&mut self, other: Part) {
+        self.results.extend(other.results);
+        self.findings.extend(other.findings);
+        self.errors.extend(other.errors);
+    }
+}
+
+/// A machine on which nothing can be mounted is told at once, not file by file. Returns the mode of the mount.
+pub fn try_mount(spec: &Spec, work: &Path) -> Result<Option<String>> {
+    let trial = Mount::start(spec, &work.join("trial"))
+        .context("nothing can be mounted (in Docker: --device /dev/fuse --cap-add SYS_ADMIN)")?;
+    let mode = trial.mode()?;
+    trial
+        .stop()
+        .map_err(anyhow::Error::msg)
+        .context("the mount cannot be ended")?;
+    Ok(mode)
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::FileResult;
+use crate::text::cut;
 use crate::verdict::Status;
 use crate::work::tell;
 
@@ -83,11 +84,13 @@ impl Progress {
 
     /// The outcome of a second try.
     pub fn again(&mut self, result: &FileResult) {
-        match (result.verdict.equal, result.varying) {
-            (true, true) => self.note(&format!("{}: varies natively too", result.file)),
-            (true, false) => self.note(&format!("{}: equal when alone (flaky)", result.file)),
-            (false, _) => self.note(&format!("again {}", describe(result))),
-        }
+        let told = match (result.verdict.equal, result.flaky) {
+            _ if result.varying => "draws lots: two native runs differ too".to_string(),
+            (true, _) => "equals a fresh native run".to_string(),
+            (false, Some(first)) => format!("flaky: {first} at first, equal when alone"),
+            (false, None) => format!("still {}", result.verdict.status),
+        };
+        self.note(&format!("{}: {told}", result.file));
     }
 
     pub fn note(&self, line: &str) {
@@ -130,23 +133,10 @@ fn describe(result: &FileResult) -> String {
         text.push_str(" (ALARM: no case ran)");
     }
     for failure in result.mount.transcript.failures.iter().take(3) {
-        text.push_str(&format!(
-            "\n    {}: {}",
-            failure.name,
-            first_line(&failure.detail)
-        ));
+        text.push_str(&format!("\n    {}: {}", failure.name, cut(&failure.detail, 300)));
     }
     for difference in result.verdict.differences.iter().take(4) {
-        text.push_str(&format!("\n    {}", first_line(difference)));
+        text.push_str(&format!("\n    {}", cut(difference, 300)));
     }
     text
-}
-
-fn first_line(text: &str) -> String {
-    let flat = text.replace('\n', " ");
-    if flat.chars().count() > 300 {
-        flat.chars().take(300).chain("...".chars()).collect()
-    } else {
-        flat
-    }
 }

@@ -7,17 +7,20 @@ use anyhow::{Context, Result};
 
 use super::{Databases, FileResult, Layout, Plan};
 use crate::execution::{FileRun, Outcome, Place};
-use crate::mount::{Litefs, Mount, Spec};
+use crate::mount::{Litefs, MOUNT_LOG, Mount, Spec};
 use crate::replica::{Checked, Checker};
 use crate::transcript::Transcript;
+use crate::work;
 
 pub(super) struct Slot<'a> {
     plan: &'a Plan,
+    /// What the names of kept logs have before their ending.
+    mark: &'static str,
     home: PathBuf,
     scratch: PathBuf,
     mount: Option<Mount>,
     replica: Option<(Mount, Checker)>,
-    /// Data directories are numbered: a mount that died leaves its own for the post-mortem.
+    /// Mounts are numbered, each with a directory of its own: none begins with the data of one that died.
     mounts: u32,
     files: u32,
     findings: Vec<String>,
@@ -26,18 +29,34 @@ pub(super) struct Slot<'a> {
 /// Exactly as long as `m0001/mnt`: the suite has cases whose names depend on the length of the path.
 pub(super) const NATIVE: &str = "n0000/dir";
 
+/// Directory of the slot that runs files again, apart from what the first tries left; as long as a slot's number.
+const AGAIN: &str = "ag";
+
 /// A data directory that has grown beyond this is exchanged for a fresh one: logs of dropped databases stay.
 const DATA_LIMIT: u64 = 4 << 30;
 const LOOK_AT_DATA_EVERY: u32 = 16;
 
+/// Directory of the replica, in the directory of the mount that it follows.
+const REPLICA: &str = "replica";
+
 impl<'a> Slot<'a> {
     pub(super) fn new(plan: &'a Plan, number: usize) -> Result<Slot<'a>> {
-        let home = plan.work.join(format!("{number:02}"));
+        Slot::at(plan, &format!("{number:02}"), "")
+    }
+
+    /// A slot for second tries.
+    pub(super) fn again(plan: &'a Plan) -> Result<Slot<'a>> {
+        Slot::at(plan, AGAIN, ".again")
+    }
+
+    fn at(plan: &'a Plan, name: &str, mark: &'static str) -> Result<Slot<'a>> {
+        let home = plan.work.join(name);
         let scratch = home.join("tmp");
         std::fs::create_dir_all(&scratch).with_context(|| format!("create {}", scratch.display()))?;
         plan.bench.account.give(&scratch)?;
         Ok(Slot {
             plan,
+            mark,
             home,
             scratch,
             mount: None,
@@ -54,12 +73,20 @@ impl<'a> Slot<'a> {
             Some(run) => run,
             None => self.native(file)?,
         };
-        let limit = self.plan.mount_limit(native.seconds);
-        let (mount, databases) = self.mounted(file, limit)?;
+        let (mount, databases) = if native.outcome == Outcome::TimeOut {
+            (nothing(Outcome::NotRun), Databases::default())
+        } else {
+            self.mounted(file, self.plan.mount_limit(native.seconds))?
+        };
         let mut result = FileResult::new(file, native, mount);
         result.databases = databases;
-        self.keep_logs(&result)?;
-        self.limit_data();
+        // The result is worth more than its logs.
+        self.findings.extend(
+            self.keep_logs(&result)
+                .err()
+                .map(|error| format!("{file}: {error:#}")),
+        );
+        self.clear_data();
         Ok(result)
     }
 
@@ -116,9 +143,7 @@ impl<'a> Slot<'a> {
         }
         match self.plan.layout {
             Layout::Directory => run.findings.extend(self.plan.bench.clean(&place.directory).err()),
-            Layout::Root => run
-                .findings
-                .extend(self.mount.take().and_then(|mount| mount.stop().err())),
+            Layout::Root => run.findings.extend(self.end_mounts()),
         }
         Ok(run)
     }
@@ -155,7 +180,7 @@ impl<'a> Slot<'a> {
             primary: Some(url.to_string()),
             ..litefs.clone()
         });
-        let replica = Mount::start(&spec, &home.join("replica"))?;
+        let replica = Mount::start(&spec, &home.join(REPLICA))?;
         let api = replica.api().context("the replica's API")?;
         let checker = Checker::new(url, api, litefs.binary.clone(), home.to_path_buf())?;
         Ok((replica, checker))
@@ -194,47 +219,62 @@ impl<'a> Slot<'a> {
         }
     }
 
-    /// Keeps what both sides printed when they differ.
+    /// Keeps what both sides and the nodes printed when the sides differ. The nodes' logs are found by their place: a mount
+    /// that died is not there any more.
     fn keep_logs(&self, result: &FileResult) -> Result<()> {
         if result.verdict.equal {
             return Ok(());
         }
-        for side in ["native", "mount"] {
-            let from = self.home.join(format!("{side}.log"));
-            if from.exists() {
-                let to = self.plan.logs.join(format!("{}.{side}.log", result.file));
-                std::fs::copy(&from, &to).with_context(|| format!("copy to {}", to.display()))?;
-            }
-        }
-        if let Some(mount) = &self.mount {
-            let to = self.plan.logs.join(format!("{}.daemon.log", result.file));
-            std::fs::copy(mount.log(), &to).with_context(|| format!("copy to {}", to.display()))?;
+        let node = self.mount_home();
+        let logs = [
+            ("native", self.home.join("native.log")),
+            ("mount", self.home.join("mount.log")),
+            ("daemon", node.join(MOUNT_LOG)),
+            ("replica", node.join(REPLICA).join(MOUNT_LOG)),
+        ];
+        for (side, from) in logs.iter().filter(|(_, from)| from.exists()) {
+            let name = format!("{}{}.{side}.log", result.file, self.mark);
+            let to = self.plan.logs.join(name);
+            std::fs::copy(from, &to).with_context(|| format!("copy to {}", to.display()))?;
         }
         Ok(())
     }
 
-    fn limit_data(&mut self) {
+    /// Removes data that no file uses any more, and ends a mount whose data has grown too large.
+    fn clear_data(&mut self) {
         self.files += 1;
-        if self.files.is_multiple_of(LOOK_AT_DATA_EVERY)
+        let large = self.files.is_multiple_of(LOOK_AT_DATA_EVERY)
             && self.mount.is_some()
-            && size(&self.mount_home().join("data")) > DATA_LIMIT
-        {
+            && size(&self.mount_home().join("data")) > DATA_LIMIT;
+        if large {
             self.stop_mount();
+        } else if self.mount.is_none() {
+            self.remove_data();
         }
     }
 
     fn stop_mount(&mut self) {
+        let findings = self.end_mounts();
+        self.findings.extend(findings);
+        self.remove_data();
+    }
+
+    /// Ends the replica and the mount. Returns what went wrong.
+    fn end_mounts(&mut self) -> Vec<String> {
         let replica = self.replica.take().map(|(mount, _)| mount);
         let ends = [replica, self.mount.take()]
             .into_iter()
             .flatten()
             .map(Mount::stop);
-        let findings: Vec<String> = ends.filter_map(Result::err).collect();
-        if findings.is_empty() {
-            // The data directory of a mount without fault is of no further use.
-            let _ = std::fs::remove_dir_all(self.mount_home());
+        ends.filter_map(Result::err).collect()
+    }
+
+    /// The logs of ended mounts are kept by then; the rest is for a look at it, if that is wanted. Never crosses into
+    /// something that is still mounted.
+    fn remove_data(&self) {
+        if !self.plan.keep {
+            work::remove(&self.mount_home());
         }
-        self.findings.extend(findings);
     }
 }
 
@@ -245,11 +285,19 @@ fn stem(file: &str) -> &str {
 /// The result of a file that never ran because there was no mount to run it on.
 fn dead(reason: String) -> FileRun {
     FileRun {
-        outcome: Outcome::MountDied,
+        findings: vec![reason],
+        ..nothing(Outcome::MountDied)
+    }
+}
+
+/// The result of a side that ran nothing.
+fn nothing(outcome: Outcome) -> FileRun {
+    FileRun {
+        outcome,
         transcript: Transcript::default(),
         seconds: 0.0,
         cpu_seconds: 0.0,
-        findings: vec![reason],
+        findings: Vec::new(),
     }
 }
 
@@ -270,11 +318,12 @@ fn size(directory: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::NATIVE;
+    use super::{AGAIN, NATIVE};
 
     #[test]
     fn both_sides_run_in_paths_of_the_same_length() {
         // pager1-16.1.N: N depends on it.
         assert_eq!(NATIVE.len(), format!("m{:04}/mnt", 1).len());
+        assert_eq!(AGAIN.len(), format!("{:02}", 1).len());
     }
 }

@@ -169,7 +169,7 @@ fn version_in_tarball(tarball: &Path) -> Result<String> {
     Ok(version)
 }
 
-fn sha256(file: &Path) -> Result<String> {
+pub fn sha256(file: &Path) -> Result<String> {
     let output = Command::new("sha256sum")
         .arg("--")
         .arg(file)
