@@ -116,9 +116,10 @@ fn totals(text: &mut String, summary: &Summary) {
     }
     let different = summary.files.iter().filter(|file| !file.equal).count();
     if summary.objections.is_empty() && different > 0 {
+        let all = summary.files.len();
         let _ = writeln!(
             text,
-            "the mount differs from native in {different} files, exactly as listed"
+            "the mount differs from native exactly as listed, in {different} of {all} files"
         );
     } else if summary.objections.is_empty() {
         let _ = writeln!(text, "the mount equals native");

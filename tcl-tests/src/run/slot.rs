@@ -154,7 +154,7 @@ impl<'a> Slot<'a> {
             match mount.check() {
                 Ok(()) => return Ok(()),
                 // Between two files: none of them can be blamed, so the run as a whole is.
-                Err(reason) => self.findings.push(format!("between two files: {reason}")),
+                Err(reason) => self.note(vec![format!("between two files: {reason}")]),
             }
             self.drop_mounts();
         }
@@ -219,25 +219,50 @@ impl<'a> Slot<'a> {
         }
     }
 
-    /// Keeps what both sides and the nodes printed when the sides differ. The nodes' logs are found by their place: a mount
-    /// that died is not there any more.
+    /// Keeps what both sides and the nodes printed when the sides differ.
     fn keep_logs(&self, result: &FileResult) -> Result<()> {
         if result.verdict.equal {
             return Ok(());
         }
+        let name = format!("{}{}", result.file, self.mark);
+        for side in ["native", "mount"] {
+            self.keep_log(
+                &self.home.join(format!("{side}.log")),
+                &format!("{name}.{side}.log"),
+            )?;
+        }
+        self.keep_node_logs(&name)
+    }
+
+    /// The nodes' logs are found by their place: a mount that died is not there any more.
+    fn keep_node_logs(&self, name: &str) -> Result<()> {
         let node = self.mount_home();
-        let logs = [
-            ("native", self.home.join("native.log")),
-            ("mount", self.home.join("mount.log")),
-            ("daemon", node.join(MOUNT_LOG)),
-            ("replica", node.join(REPLICA).join(MOUNT_LOG)),
-        ];
-        for (side, from) in logs.iter().filter(|(_, from)| from.exists()) {
-            let name = format!("{}{}.{side}.log", result.file, self.mark);
+        self.keep_log(&node.join(MOUNT_LOG), &format!("{name}.daemon.log"))?;
+        self.keep_log(
+            &node.join(REPLICA).join(MOUNT_LOG),
+            &format!("{name}.replica.log"),
+        )
+    }
+
+    fn keep_log(&self, from: &Path, name: &str) -> Result<()> {
+        if from.exists() {
             let to = self.plan.logs.join(name);
             std::fs::copy(from, &to).with_context(|| format!("copy to {}", to.display()))?;
         }
         Ok(())
+    }
+
+    /// A fault of a mount that no file is blamed for: a finding of the run, with the nodes' logs under the mount's name.
+    fn note(&mut self, findings: Vec<String>) {
+        if findings.is_empty() {
+            return;
+        }
+        let name = self.mount_home();
+        let name = name.strip_prefix(&self.plan.work).unwrap_or(&name);
+        let name = name.to_string_lossy().replace('/', "-");
+        let kept = self.keep_node_logs(&name);
+        self.findings.extend(findings);
+        self.findings.extend(kept.err().map(|error| format!("{error:#}")));
     }
 
     /// Removes data that no file uses any more, and ends a mount whose data has grown too large.
@@ -255,7 +280,7 @@ impl<'a> Slot<'a> {
 
     fn stop_mount(&mut self) {
         let findings = self.end_mounts();
-        self.findings.extend(findings);
+        self.note(findings);
         self.remove_data();
     }
 
