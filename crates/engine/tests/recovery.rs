@@ -6,7 +6,7 @@ mod common;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use common::{Client, Node, count, integrity, name, replicate};
+use common::{Client, Node, count, homes, integrity, list, lose_power, name, replicate};
 use engine::{LockFiles, OfdLocks, Retention, Role, Side, Store, StoreOptions};
 use sqlite_format::locks::RESERVED_BYTE;
 use tempfile::TempDir;
@@ -40,29 +40,6 @@ fn volatile(dir: &Path) -> Vec<PathBuf> {
     paths.extend(homes(dir).into_iter().map(|home| home.join("scratch")));
     paths.retain(|path| path.is_file());
     paths
-}
-
-fn list(dir: &Path) -> Vec<PathBuf> {
-    fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect()
-}
-
-fn homes(dir: &Path) -> Vec<PathBuf> {
-    list(&dir.join("databases"))
-}
-
-/// The machine starts again: what was noted in memory means nothing any more.
-fn lose_power(dir: &Path) {
-    for home in homes(dir) {
-        let path = home.join("scratch");
-        let mut bytes = fs::read(&path).unwrap();
-        for byte in &mut bytes[8..24] {
-            *byte ^= 0x5a;
-        }
-        fs::write(path, bytes).unwrap();
-    }
 }
 
 fn wal_primary() -> (Node, Client) {

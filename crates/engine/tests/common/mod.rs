@@ -155,6 +155,37 @@ pub fn wait_applied(node: &Node) {
     }
 }
 
+/// Sends the last transaction of one node to another, which need not apply it at once.
+pub fn send_last(from: &Node, to: &Node) {
+    let last = from.db().drain().unwrap();
+    let record = from.db().record(last.txid).unwrap().unwrap();
+    to.store.receive(&name(), &mut record.reader()).unwrap();
+}
+
+pub fn list(dir: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect()
+}
+
+/// Homes of the databases in a data directory.
+pub fn homes(dir: &Path) -> Vec<PathBuf> {
+    list(&dir.join("databases"))
+}
+
+/// The machine starts again: what was noted in memory means nothing any more.
+pub fn lose_power(dir: &Path) {
+    for home in homes(dir) {
+        let path = home.join("scratch");
+        let mut bytes = std::fs::read(&path).unwrap();
+        for byte in &mut bytes[8..24] {
+            *byte ^= 0x5a;
+        }
+        std::fs::write(path, bytes).unwrap();
+    }
+}
+
 pub fn integrity(client: &Client) {
     assert_eq!(client.query("PRAGMA integrity_check"), "ok");
 }

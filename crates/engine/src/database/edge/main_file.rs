@@ -27,7 +27,6 @@ impl Database {
             self.check_restores(&mut state, |state| is_restored(state, offset, data))?;
         } else if self.shared.is_primary() {
             self.capture_wal(&mut state, Until::Index)?;
-            self.capture_whole(&mut state)?;
         } else if !preserves_content(&state, offset, data) {
             return Err(Error::ReadOnly(self.name.clone()));
         }
@@ -51,7 +50,6 @@ impl Database {
             })?;
         } else if self.shared.is_primary() {
             self.capture_wal(&mut state, Until::Index)?;
-            self.capture_whole(&mut state)?;
         } else if !keeps_pages(&state, size) {
             return Err(Error::ReadOnly(self.name.clone()));
         }
@@ -76,7 +74,8 @@ impl Database {
     }
 
     /// SQLite makes the main file durable. The log goes first: once a checkpoint's pages are durable the WAL may start
-    /// over, and what the log misses then could not be captured again after a power loss.
+    /// over, and what the log misses then could not be captured again after a power loss. Nor could what the disk has a part of, of a
+    /// transaction without a journal.
     pub fn sync_database(&self, file: &File, datasync: bool) -> Result<()> {
         let last_write = {
             let mut state = self.state.lock();
@@ -85,20 +84,28 @@ impl Database {
                 drop(state);
                 return self.sync(file, datasync, "database.sync");
             }
+            self.capture_whole(&mut state)?;
             state.synced_writes |= !state.scratch.dirty().is_clean();
             state.last_write
         };
         self.log.sync()?;
         self.sync(file, datasync, "database.sync")?;
         let mut state = self.state.lock();
-        // SQLite syncs here when all pages of a transaction are written, never when it only makes room in its cache.
         state.all_synced = state.last_write == last_write;
-        if state.all_synced && !state.scratch.dirty().is_clean() && !state.backing.journal_is_hot()? {
-            state.clients_sync = true;
-            state.scratch.set_writing(Writing::Whole);
-            self.shared.settler.watch(&self.name);
-        }
         Ok(())
+    }
+
+    /// Without a journal a sync ends the transaction: SQLite syncs here when all its pages are written, never when it only makes room in
+    /// its cache. After a power loss the log has to bring back what the main file lost of it, so the record is there first.
+    fn capture_whole(&self, state: &mut State) -> Result<()> {
+        let written = self.shared.is_primary() && !state.scratch.dirty().is_clean();
+        if !written || state.backing.journal_is_hot()? {
+            return Ok(());
+        }
+        state.clients_sync = true;
+        state.exclusive = false;
+        state.scratch.set_writing(Writing::Whole);
+        self.capture_pages(state, 0)
     }
 
     /// A handle that could write the main file was closed: raw writes may be complete. Not those of a client that holds its lock: the
@@ -160,16 +167,6 @@ impl Database {
         state.scratch.settle();
         state.set_cursor();
         self.resume(state);
-        Ok(())
-    }
-
-    /// What a client without a journal has synced is a transaction. It gets into the log before anything else happens to the file: what
-    /// follows may never be finished.
-    fn capture_whole(&self, state: &mut State) -> Result<()> {
-        let whole = state.clients_sync && state.all_synced && !state.scratch.dirty().is_clean();
-        if whole && !state.backing.journal_is_hot()? {
-            self.capture_pages(state, 0)?;
-        }
         Ok(())
     }
 
