@@ -21,6 +21,12 @@ pub enum Fault {
     GrantLocks,
     /// A page that changed is left out of its transaction.
     LosePage,
+    /// A page of a transaction from elsewhere is not written to the main file.
+    LoseAppliedPage,
+    /// The files of a database that was removed elsewhere stay.
+    KeepRemoved,
+    /// A database without fault is not replicated, always.
+    Quarantine,
 }
 
 struct Armed {
@@ -39,6 +45,9 @@ fn armed() -> Option<&'static Armed> {
             "lose-truncate" => Fault::LoseTruncate,
             "grant-locks" => Fault::GrantLocks,
             "lose-page" => Fault::LosePage,
+            "lose-applied-page" => Fault::LoseAppliedPage,
+            "keep-removed" => Fault::KeepRemoved,
+            "quarantine" => Fault::Quarantine,
             other => panic!("{VARIABLE}: unknown fault {other}"),
         };
         let nth = nth

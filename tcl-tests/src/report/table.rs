@@ -102,8 +102,13 @@ fn totals(text: &mut String, summary: &Summary) {
         let databases = summary.databases();
         let _ = writeln!(
             text,
-            "databases: {} compared with the replica ({} with their log replayed), {} differ, {} not replicated",
-            databases.compared, databases.replayed, databases.different, databases.local
+            "databases: {} compared with the replica ({} with their log replayed), {} differ, {} not replicated, \
+             {} files not compared",
+            databases.compared,
+            databases.replayed,
+            databases.different,
+            databases.local,
+            databases.uncompared
         );
     }
     let _ = writeln!(

@@ -32,6 +32,9 @@ pub struct Databases {
     pub replayed: u32,
     /// Not databases, or not replicated, and the node says so.
     pub local: u32,
+    /// Files, on the mount or on the replica's, of a database of which only the other views were compared.
+    #[serde(default)]
+    pub uncompared: u32,
     pub different: u32,
 }
 
@@ -284,6 +287,7 @@ impl Summary {
                 compared: sum.compared + file.databases.compared,
                 replayed: sum.replayed + file.databases.replayed,
                 local: sum.local + file.databases.local,
+                uncompared: sum.uncompared + file.databases.uncompared,
                 different: sum.different + file.databases.different,
             })
     }

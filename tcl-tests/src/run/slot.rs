@@ -142,7 +142,13 @@ impl<'a> Slot<'a> {
             *checked = checker.check(&place.directory, &self.prefix(file));
         }
         match self.plan.layout {
-            Layout::Directory => run.findings.extend(self.plan.bench.clean(&place.directory).err()),
+            Layout::Directory => match (self.plan.bench.clean(&place.directory), &self.replica) {
+                (Ok(()), Some((_, checker))) => {
+                    run.findings.extend(checker.check_removed(&self.prefix(file)))
+                }
+                (Ok(()), None) => {}
+                (Err(finding), _) => run.findings.push(finding),
+            },
             Layout::Root => run.findings.extend(self.end_mounts()),
         }
         Ok(run)

@@ -131,6 +131,11 @@ impl Database {
                 changes.push((page.pgno, page.checksum));
                 continue;
             }
+            #[cfg(feature = "canary")]
+            if crate::canary::strikes(crate::canary::Fault::LoseAppliedPage) {
+                changes.push((page.pgno, page.checksum));
+                continue;
+            }
             file.write_all_at(&page.data, page.pgno.offset(page_size))
                 .map_err(Error::io("database.write", &path))?;
             changes.push((page.pgno, page.checksum));

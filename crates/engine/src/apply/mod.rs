@@ -269,6 +269,10 @@ impl Database {
             let mut state = self.state.lock();
             self.break_seal(&mut state)?;
             for side in Side::ALL {
+                #[cfg(feature = "canary")]
+                if crate::canary::lasts(crate::canary::Fault::KeepRemoved) {
+                    continue;
+                }
                 state.backing.remove(side)?;
             }
             state.wal.reset();

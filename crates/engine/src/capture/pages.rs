@@ -73,6 +73,11 @@ impl Database {
                 }
                 return Ok(false);
             }
+            #[cfg(feature = "canary")]
+            Content::Database { .. } if crate::canary::lasts(crate::canary::Fault::Quarantine) => {
+                self.quarantine(state, "canary".to_owned());
+                return Ok(false);
+            }
             Content::Database { header, pages } => {
                 self.draft_dirty(state, appender, &header, pages, source)?;
             }
