@@ -49,7 +49,7 @@ pub struct Checker {
 }
 
 /// Export of a record costs a sync; beyond this many the log is not replayed, only counted as such.
-const LONGEST_LOG: u64 = 20_000;
+const LONGEST_LOG: u64 = 2_000;
 
 /// What one file left behind, compared.
 #[derive(Debug, Default)]
