@@ -26,7 +26,7 @@ use crate::run::Databases;
 use inspect::Found;
 use log::Replayed;
 
-/// How long a replica may take to hold what the primary holds.
+/// How long a replica may come no nearer to what the primary holds.
 const CATCH_UP: Duration = Duration::from_secs(30);
 /// Nothing keeps a replica from moving pages from its WAL into its file while both are copied: how often to copy again.
 const TRIES: u32 = 3;
@@ -332,10 +332,15 @@ impl Checker {
 
     /// Waits until the replica is where the primary was.
     async fn catch_up(&self, wanted: &DatabaseStatus) -> Result<()> {
-        let deadline = Instant::now() + CATCH_UP;
+        let mut deadline = Instant::now() + CATCH_UP;
+        let mut before = None;
         loop {
             let there = databases(&self.replica, &wanted.name).await?;
             let reached = there.get(&wanted.name);
+            let at = reached.map(|status| status.txid);
+            if at != before {
+                (deadline, before) = (Instant::now() + CATCH_UP, at);
+            }
             match reached {
                 Some(status) if status.txid == wanted.txid => {
                     if let Some(reason) = &status.quarantine {
