@@ -303,7 +303,7 @@ impl RunArgs {
             jobs: self.jobs.get(),
             full: self.files.is_empty(),
             date: said_by("date", &["-u", "+%Y-%m-%d"]),
-            machine: said_by("uname", &["-srm"]),
+            machine: kernel(),
             wall_seconds: outcome.wall.as_secs_f64(),
             walls: outcome.walls,
             interrupted: outcome.interrupted,
@@ -406,6 +406,13 @@ fn daemon() -> PathBuf {
         .chain(std::env::split_paths(&path).map(|directory| directory.join(name)))
         .find(|file| file.exists())
         .unwrap_or_else(|| PathBuf::from(name))
+}
+
+/// Name and version of the kernel, without what a distribution or a machine adds.
+fn kernel() -> String {
+    let release = said_by("uname", &["-r"]);
+    let version = release.split('-').next().unwrap_or_default();
+    format!("Linux {version} {}", std::env::consts::ARCH)
 }
 
 fn said_by(program: &str, arguments: &[&str]) -> String {
