@@ -98,8 +98,10 @@ impl Database {
             Origin::Applied
         });
         if resets {
-            // The table is of the old history; a start must not take it for the new one.
-            self.state.lock().table.invalidate()?;
+            // Table and cursor are of the old history; a start must not take them for the new one.
+            let mut state = self.state.lock();
+            state.table.invalidate()?;
+            state.scratch.forget_cursor();
         }
         let mut whole = (&head[..]).chain(source);
         let mut appender = self.log.appender()?;

@@ -5,7 +5,7 @@
 //! of WALs that earlier starts set aside (`aside`) and then the WAL that is there (`open_wal`) are folded in; pages of the
 //! replayed records that differ from the log are written from it (`repair`), as up to the flush the files were made durable; what
 //! clients wrote without a journal is captured. A hot journal is left for SQLite to roll back, unless the log shows that
-//! its transaction committed. After a power loss all other pages are compared in the background.
+//! its transaction committed. Where the log has records from a primary that the files lack, both give way to it. After a power loss all other pages are compared in the background.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -176,7 +176,7 @@ impl Database {
         let Some(tail) = self.log.tail() else {
             return self.forget_table(state);
         };
-        let touched = self.replay(state, &tail)?;
+        let mut touched = self.replay(state, &tail)?;
         if tail.commit == 0 {
             self.finish_removal(state, &tail)?;
         } else {
@@ -186,6 +186,9 @@ impl Database {
             let had_wal = state.wal.present;
             self.recover_wal(state, left, &tail)?;
             if !left.clean {
+                if tail.meta.origin != Origin::Captured && left.files_at != Some(tail.max) {
+                    self.give_way(state, &mut touched)?;
+                }
                 self.resolve_journal(state, &tail)?;
                 self.repair(state, touched, &tail)?;
                 if !had_wal && left.writing == Writing::Unfinished {
@@ -202,8 +205,8 @@ impl Database {
             state.table.flush(state.pos.txid)?;
             state.aside.remove()?;
         }
-        if !left.same_boot {
-            // What was noted before the restart is gone; files and log agree.
+        if state.quarantine.is_none() {
+            // Files and log agree. Not before: a start that is killed leaves the next one what it has to look for.
             state.set_cursor();
         }
         self.publish(state);

@@ -57,7 +57,6 @@ impl Database {
                 .map_err(Error::io("wal.remove", state.backing.path(Side::Wal)))?;
         }
         state.wal = Wal::default();
-        state.set_cursor();
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //! can finish.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use ltx::{Decoder, Txid, ZeroPages};
@@ -15,11 +16,31 @@ use super::state::State;
 use crate::error::{Error, Result};
 use crate::log::{Origin, Record, RecordInfo};
 use crate::name::Side;
+use crate::originals;
 
 /// Pages that the replayed records touched.
 pub(super) enum Touched {
     Pages(BTreeSet<u32>),
     All,
+}
+
+impl Touched {
+    fn extend(&mut self, dirty: &Dirty) {
+        match (self, dirty) {
+            (Touched::Pages(pages), Dirty::Pages(dirty)) => pages.extend(dirty),
+            (touched, Dirty::All) => *touched = Touched::All,
+            (Touched::All, Dirty::Pages(_)) => {}
+        }
+    }
+
+    /// The pages to compare: all, if there is no file to compare them in.
+    fn candidates(&self, state: &mut State) -> Result<Vec<u32>> {
+        let missing = state.backing.get(Side::Database)?.is_none();
+        Ok(match self {
+            Touched::Pages(pages) if !missing => pages.iter().copied().collect(),
+            Touched::Pages(_) | Touched::All => (1..=state.commit).collect(),
+        })
+    }
 }
 
 /// Where the log holds pages.
@@ -49,6 +70,42 @@ impl Database {
         Ok(())
     }
 
+    /// The log has records from a primary that the files lack. What clients of this node wrote before and could not commit gives way to
+    /// them: pages without a journal are no transaction on top of these records, and a hot journal would take some of their pages back.
+    /// What the log does not reach back for, the journal may have; where neither has a page, nothing is written.
+    pub(super) fn give_way(&self, state: &mut State, touched: &mut Touched) -> Result<()> {
+        let Some(page_size) = state.page_size().filter(|_| state.quarantine.is_none()) else {
+            return Ok(());
+        };
+        let hot = state.backing.journal_is_hot()?;
+        let journal = state.backing.get(Side::Journal)?.filter(|_| hot);
+        touched.extend(state.scratch.dirty());
+        let originals = match &journal {
+            Some(journal) => journaled_pages(state, journal, touched)?,
+            None => BTreeSet::new(),
+        };
+        let candidates = touched.candidates(state)?;
+        let wrong = differing(state, page_size, candidates)?;
+        let Sources { records, missing } = self.sources(state, &(&wrong - &originals))?;
+        if let Some(page) = missing.first() {
+            self.quarantine_lost(state, *page);
+            return Ok(());
+        }
+        tracing::info!(db = %self.name, pages = wrong.len(), hot, "what clients did not commit gives way to the log");
+        if let Some(journal) = journal {
+            // Without the journal nothing but the log can tell what these pages were.
+            self.log.sync()?;
+            write_originals(state, &journal, &wrong)?;
+            self.write_from_log(state, page_size, &records, &wrong)?;
+            self.sync_files(state)?;
+            state.backing.remove(Side::Journal)?;
+        } else {
+            self.write_from_log(state, page_size, &records, &wrong)?;
+        }
+        state.scratch.settle();
+        Ok(())
+    }
+
     /// Writes pages from the log where the files differ from it. Pages that clients wrote last are newer than the log:
     /// they stay, and are captured when this node may write.
     pub(super) fn repair(&self, state: &mut State, touched: Touched, tail: &RecordInfo) -> Result<()> {
@@ -58,13 +115,9 @@ impl Database {
         let Some(page_size) = state.page_size() else {
             return Ok(());
         };
-        let missing = state.backing.get(Side::Database)?.is_none();
-        let candidates: Vec<u32> = match touched {
-            Touched::Pages(pages) if !missing => pages.into_iter().collect(),
-            Touched::Pages(_) | Touched::All => (1..=state.commit).collect(),
-        };
         let newer = state.scratch.dirty().clone();
-        let candidates = candidates.into_iter().filter(|page| !newer.may_hold(*page));
+        let candidates = touched.candidates(state)?.into_iter();
+        let candidates = candidates.filter(|page| !newer.may_hold(*page));
         let wrong = differing(state, page_size, candidates)?;
         if newer.is_clean() {
             self.fit_size(state, page_size)?;
@@ -76,10 +129,14 @@ impl Database {
         let Sources { records, missing } = self.sources(state, &wrong)?;
         self.write_from_log(state, page_size, &records, &wrong)?;
         if let Some(page) = missing.first() {
-            let reason = format!("page {page} is not what the log says, which does not have it any more");
-            self.quarantine(state, reason);
+            self.quarantine_lost(state, *page);
         }
         Ok(())
+    }
+
+    fn quarantine_lost(&self, state: &mut State, page: u32) {
+        let reason = format!("page {page} is not what the log says, which does not have it any more");
+        self.quarantine(state, reason);
     }
 
     /// A client that keeps no journal on disk was in the middle of a transaction, which nobody can finish or roll back any more: the log
@@ -196,6 +253,34 @@ fn differing(
         }
     }
     Ok(wrong)
+}
+
+/// Adds the pages that a journal would bring back, and tells which of them are what the last transaction left.
+fn journaled_pages(state: &State, journal: &File, touched: &mut Touched) -> Result<BTreeSet<u32>> {
+    let mut originals = BTreeSet::new();
+    let mut journaled = BTreeSet::new();
+    originals::for_each(journal, |pgno, page| {
+        journaled.insert(pgno.get());
+        if state.is_current(pgno, page) {
+            originals.insert(pgno.get());
+        }
+        Ok(())
+    })?;
+    touched.extend(&Dirty::Pages(journaled));
+    Ok(originals)
+}
+
+/// Writes those of the pages to the main file of which the journal holds what the last transaction left.
+fn write_originals(state: &mut State, journal: &File, pages: &BTreeSet<u32>) -> Result<()> {
+    let file = state.backing.get_or_create(Side::Database)?;
+    originals::for_each(journal, |pgno, page| {
+        if !pages.contains(&pgno.get()) || !state.is_current(pgno, page) {
+            return Ok(());
+        }
+        let offset = (u64::from(pgno.get()) - 1) * page.len() as u64;
+        file.write_all_at(page, offset)
+            .map_err(Error::io("database.write", state.backing.path(Side::Database)))
+    })
 }
 
 /// Writes those of the wanted pages to the main file of which the record holds what the last transaction left.

@@ -252,6 +252,11 @@ impl Scratch {
         self.put(CURSOR_TXID, cursor.txid.get());
     }
 
+    /// The log begins anew: what the files are at is no transaction of it, though one may have the same number.
+    pub(crate) fn forget_cursor(&mut self) {
+        self.put(CURSOR_TXID, 0);
+    }
+
     /// The database is closed in order.
     pub(crate) fn close(&mut self) {
         self.put(CLEAN, 1);

@@ -1,0 +1,155 @@
+//! A former primary is killed, or stops, while records of the new one wait for what its own clients have not finished. The next start
+//! follows the log.
+
+mod common;
+
+use std::fs::File;
+use std::io::Read;
+use std::time::Duration;
+
+use common::{Client, Node, count, integrity, name, replicate, send_last, wait_applied};
+use engine::{Coherence, LockFiles, OfdLocks, Retention, Role, Side, StoreOptions};
+use sqlite_format::locks::RESERVED_BYTE;
+use tempfile::TempDir;
+
+const ROWS: &str = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 60) \
+    INSERT INTO t SELECT n, randomblob(900) FROM c";
+
+/// The worker that tries to apply the record ends within its patience, which a process that is killed does not wait for.
+fn kill(node: Node) -> TempDir {
+    let dir = node.kill();
+    std::thread::sleep(Duration::from_millis(400));
+    dir
+}
+
+/// A former primary with a hot journal, and its client in the middle of the transaction; and the new primary.
+fn demoted_in_a_transaction() -> (Node, Node, Client) {
+    let options = StoreOptions {
+        segment_bytes: 4096,
+        ..StoreOptions::default()
+    };
+    let old = Node::open_with(tempfile::tempdir().unwrap(), Coherence::Passthrough, options);
+    old.store.set_role(Role::Primary { epoch: 1 }).unwrap();
+    let client = old.mount();
+    client.exec("PRAGMA cache_size=1; PRAGMA cache_spill=1; CREATE TABLE t(x INTEGER PRIMARY KEY, y); CREATE TABLE u(x INTEGER PRIMARY KEY, y)");
+    client.exec(&ROWS.replace("INTO t", "INTO u"));
+    client.exec("INSERT INTO u VALUES(100, 'in the next segment of the log')");
+    let new = Node::new();
+    replicate(&old, &new);
+    client.exec("BEGIN IMMEDIATE; UPDATE u SET y='never'");
+    let mut first = [0; 1];
+    let journal = name().file_in(old.store.files_dir(), Side::Journal);
+    File::open(journal).unwrap().read_exact(&mut first).unwrap();
+    assert!(first[0] != 0, "the journal is hot");
+    old.store.set_role(Role::Replica).unwrap();
+    new.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+    (old, new, client)
+}
+
+fn record_waits_for_a_hot_journal(end: fn(Node) -> TempDir) {
+    let (old, new, client) = demoted_in_a_transaction();
+    let writer = new.mount();
+    writer.exec("INSERT INTO t VALUES(1, 'one')");
+    send_last(&new, &old);
+    assert!(old.db().position() != old.db().received(), "it waits");
+    let dir = end(old);
+    client.kill();
+    let again = Node::open(dir);
+    assert_eq!(again.db().position(), new.db().position());
+    let reader = again.mount();
+    assert_eq!(count(&reader), 1, "silently behind at the same position");
+    writer.exec("INSERT INTO u VALUES(500, 'five')");
+    send_last(&new, &again);
+    wait_applied(&again);
+    assert_eq!(again.digest(), new.digest());
+    assert_eq!(count(&reader), 1);
+    integrity(&reader);
+}
+
+#[test]
+fn a_record_that_waited_for_a_hot_journal_is_in_the_files_after_a_kill() {
+    record_waits_for_a_hot_journal(kill);
+}
+
+#[test]
+fn a_record_that_waited_for_a_hot_journal_is_in_the_files_after_a_stop() {
+    record_waits_for_a_hot_journal(Node::stop);
+}
+
+/// The start itself may be killed, and the next one finds its work half done.
+#[test]
+fn a_start_that_made_the_journal_give_way_counts_once() {
+    let (old, new, client) = demoted_in_a_transaction();
+    new.mount().exec("INSERT INTO t VALUES(1, 'one')");
+    send_last(&new, &old);
+    let dir = kill(old);
+    client.kill();
+    let dir = Node::open(dir).kill();
+    let again = Node::open(dir);
+    // A transaction without a journal that is committed now is newer than the log.
+    again.store.set_role(Role::Primary { epoch: 3 }).unwrap();
+    let writer = again.mount();
+    writer.exec("PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF");
+    again.store.abandon();
+    writer.exec("INSERT INTO t VALUES(2, 'two')");
+    let dir = again.kill();
+    writer.kill();
+    let again = Node::open(dir);
+    let reader = again.mount();
+    assert_eq!(count(&reader), 2);
+    integrity(&reader);
+}
+
+/// The state is made by hand: the journal is gone, as if its directory entry had never been on disk, and so are the older records.
+#[test]
+fn a_page_that_neither_log_nor_journal_has_makes_the_node_ask_for_a_snapshot() {
+    let (old, new, client) = demoted_in_a_transaction();
+    let everything = Retention {
+        max_bytes: Some(0),
+        ..Retention::default()
+    };
+    old.store.maintain(&everything);
+    new.mount().exec("INSERT INTO t VALUES(1, 'one')");
+    send_last(&new, &old);
+    let dir = kill(old);
+    client.kill();
+    std::fs::remove_file(name().file_in(&dir.path().join("files"), Side::Journal)).unwrap();
+    let again = Node::open(dir);
+    assert!(again.db().status().quarantine.is_some());
+    let snapshot = new.db().snapshot().unwrap();
+    again
+        .store
+        .receive(&name(), &mut snapshot.ltx(7).unwrap())
+        .unwrap();
+    wait_applied(&again);
+    assert_eq!(again.digest(), new.digest());
+    integrity(&again.mount());
+}
+
+/// What a client without a journal has half written at a demotion becomes no transaction on top of the new primary's. The client is
+/// made by hand: a page is written under its lock, as when its cache spills.
+#[test]
+fn half_a_transaction_is_not_captured_on_top_of_the_new_primarys() {
+    let old = Node::primary();
+    let client = old.mount();
+    client
+        .exec("PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
+    client.exec(ROWS);
+    drop(client);
+    let new = Node::new();
+    replicate(&old, &new);
+    let file = File::options().read(true).write(true).open(old.path()).unwrap();
+    let locks = OfdLocks::new(file.try_clone().unwrap(), tempfile::tempfile().unwrap()).unwrap();
+    assert!(locks.try_lock(Side::Database, RESERVED_BYTE, 1, true).unwrap());
+    old.db().write_database(&file, 5 * 4096, &[7; 4096]).unwrap();
+    old.store.set_role(Role::Replica).unwrap();
+    new.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+    new.mount().exec("DELETE FROM t WHERE x=1");
+    send_last(&new, &old);
+    let dir = kill(old);
+    drop((locks, file));
+    let again = Node::open(dir);
+    assert_eq!(again.db().received(), new.db().position());
+    assert_eq!(again.digest(), new.digest());
+    integrity(&again.mount());
+}
