@@ -66,3 +66,22 @@ fn a_commit_that_started_the_wal_over_is_found_when_its_client_is_gone() {
     client.kill();
     is_found(&old, &new);
 }
+
+/// Its client keeps the lock for ever, and without a journal nothing tells a commit from a part of one. With `synchronous=FULL` it does.
+#[test]
+fn a_commit_in_exclusive_mode_just_before_a_demotion_is_in_the_log() {
+    for synchronous in ["FULL", "OFF"] {
+        let old = Node::primary();
+        let client = old.mount();
+        client.exec(&format!(
+            "PRAGMA journal_mode=MEMORY; PRAGMA synchronous={synchronous}; CREATE TABLE t(x)"
+        ));
+        old.db().drain().unwrap();
+        client.exec("PRAGMA locking_mode=EXCLUSIVE");
+        client.exec("INSERT INTO t VALUES(1)");
+        old.store.set_role(Role::Replica).unwrap();
+        let replica = Node::new();
+        replicate(&old, &replica);
+        assert_eq!(count(&replica.connect()), 1, "synchronous={synchronous}");
+    }
+}

@@ -11,6 +11,7 @@ use sqlite_format::wal_index::lock;
 
 use super::Database;
 use super::scratch::Writing;
+use super::settle::LONG_PAUSE;
 use super::state::State;
 use crate::capture::read_index;
 use crate::capture::wal::Until;
@@ -77,7 +78,10 @@ impl Database {
             Until::Index
         };
         self.capture_wal(&mut state, until)?;
-        if finished && !state.backing.journal_is_hot()? {
+        if !finished {
+            // Its lock says nothing if it never gives it up: then what it has left alone for long enough is a commit.
+            self.settle_pages(&mut state, true, LONG_PAUSE)?;
+        } else if !state.backing.journal_is_hot()? {
             self.capture_pages(&mut state, 0)?;
         }
         cut_off
