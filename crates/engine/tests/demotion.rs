@@ -5,7 +5,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Client, Node, count, integrity, name, replicate, send_last, wait_applied};
-use engine::Role;
+use engine::{Coherence, Role, StoreOptions};
 
 const ROWS: &str = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 60) \
     INSERT INTO t SELECT n, randomblob(900) FROM c";
@@ -84,4 +84,41 @@ fn a_commit_in_exclusive_mode_just_before_a_demotion_is_in_the_log() {
         replicate(&old, &replica);
         assert_eq!(count(&replica.connect()), 1, "synchronous={synchronous}");
     }
+}
+
+/// A record with another page size needs the WAL emptied, which the seal is in the way of.
+#[test]
+fn a_sealed_wal_stays_sealed_until_its_client_has_let_go() {
+    let options = StoreOptions {
+        seal: true,
+        ..StoreOptions::default()
+    };
+    let old = Node::open_with(tempfile::tempdir().unwrap(), Coherence::Passthrough, options);
+    old.store.set_role(Role::Primary { epoch: 1 }).unwrap();
+    let client = old.mount();
+    client.exec("PRAGMA journal_mode=WAL; PRAGMA busy_timeout=10; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
+    client.exec(ROWS);
+    client.exec("PRAGMA locking_mode=EXCLUSIVE; INSERT INTO t VALUES(500, 1)");
+    let new = Node::new();
+    replicate(&old, &new);
+    old.store.set_role(Role::Replica).unwrap();
+    new.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+    if client.try_exec("INSERT INTO t VALUES(1000, 'unheard')").is_ok() {
+        eprintln!("skipped: this file system or process cannot seal");
+        return;
+    }
+    new.mount()
+        .exec("PRAGMA journal_mode=DELETE; PRAGMA page_size=8192; VACUUM");
+    let snapshot = new.db().snapshot().unwrap();
+    old.store.receive(&name(), &mut snapshot.ltx(7).unwrap()).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let outcome = client.try_exec("INSERT INTO t VALUES(1001, 'unheard')");
+    assert!(
+        outcome.is_err(),
+        "a commit returned on a replica, and nobody hears of it"
+    );
+    client.kill();
+    wait_applied(&old);
+    assert_eq!(old.digest(), new.digest());
+    integrity(&old.mount());
 }

@@ -92,6 +92,11 @@ impl Database {
             .wal_page_size()
             .is_some_and(|page_size| page_size != wanted);
         if in_the_way {
+            // The settler may not come to see that a client has let go.
+            self.renew_fence()?;
+            if self.is_held_off()? {
+                return Err(self.busy("a client that holds on to the WAL"));
+            }
             self.break_seal(&mut self.state.lock())?;
             let path = self.name.file(Side::Wal);
             let kernel = self.shared.kernel();

@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use sqlite_format::locks::{SHARED_FIRST, SHARED_SIZE};
 
@@ -30,6 +31,14 @@ impl Database {
                 .map_err(Error::io("database.fence", path))?;
         }
         Ok(!others_may_read)
+    }
+
+    /// Whether a client is there that nothing but the seal keeps from committing.
+    pub(crate) fn is_held_off(&self) -> Result<bool> {
+        if !self.state.lock().wal_sealed {
+            return Ok(false);
+        }
+        Ok(self.held_out.load(Ordering::Acquire) || self.is_held_exclusively(&*self.locks()?)?)
     }
 
     /// Keeps clients from committing. What they committed before is in the WAL.

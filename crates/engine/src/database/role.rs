@@ -160,6 +160,11 @@ impl Database {
         let Some(_turn) = self.backlog.applying.try_lock() else {
             return Ok(true);
         };
+        self.renew_fence()
+    }
+
+    /// As [`Database::keep_fence`], by who has the turn to apply.
+    pub(crate) fn renew_fence(&self) -> Result<bool> {
         let Some(locks) = self.cached_locks() else {
             return Ok(false);
         };
