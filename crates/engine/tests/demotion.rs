@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Client, Node, count, integrity, name, replicate, send_last, wait_applied};
+use common::{Client, Node, checkpoint, count, integrity, name, replicate, send_last, wait_applied};
 use engine::{Coherence, Role, StoreOptions};
 
 const ROWS: &str = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 60) \
@@ -121,4 +121,29 @@ fn a_sealed_wal_stays_sealed_until_its_client_has_let_go() {
     wait_applied(&old);
     assert_eq!(old.digest(), new.digest());
     integrity(&old.mount());
+}
+
+/// WAL_WRITE of the next database under the name is not held on account of a client of this one.
+#[test]
+fn a_removal_forgets_who_held_out() {
+    let old = Node::primary();
+    let client = old.mount();
+    client.exec("PRAGMA journal_mode=WAL; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
+    let new = Node::new();
+    replicate(&old, &new);
+    client.exec("BEGIN IMMEDIATE; INSERT INTO t VALUES(1, 1)");
+    old.store.set_role(Role::Replica).unwrap();
+    new.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+    new.store.drop_database(&name()).unwrap();
+    replicate(&new, &old);
+    drop(client);
+    let writer = new.mount();
+    writer.exec("PRAGMA journal_mode=WAL");
+    replicate(&new, &old);
+    let reader = old.mount();
+    reader.exec("SELECT count(*) FROM sqlite_schema");
+    writer.exec("CREATE TABLE t(x INTEGER PRIMARY KEY, y); INSERT INTO t VALUES(1, 1)");
+    replicate(&new, &old);
+    checkpoint(&reader, "TRUNCATE");
+    assert_eq!(count(&reader), 1);
 }

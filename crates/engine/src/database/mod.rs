@@ -229,10 +229,12 @@ impl Database {
         Ok(opened)
     }
 
-    /// The files that the locks were taken on are replaced: what was locked there protects nothing any more.
+    /// The files that the locks were taken on are replaced: what was locked there protects nothing any more, and whoever held out there
+    /// is none of those who connect to the new ones.
     pub(crate) fn forget_locks(&self) {
         *self.locks.lock() = None;
         self.fenced.store(false, Ordering::Release);
+        self.held_out.store(false, Ordering::Release);
     }
 }
 
