@@ -50,6 +50,8 @@ pub struct Checker {
 
 /// Export of a record costs a sync; beyond this many the log is not replayed, only counted as such.
 const LONGEST_LOG: u64 = 2_000;
+/// A replay takes several times its space.
+const LARGEST_LOG: u64 = 1 << 30;
 
 /// What one file left behind, compared.
 #[derive(Debug, Default)]
@@ -234,10 +236,10 @@ impl Checker {
         Ok(())
     }
 
-    /// The log replayed; `None` where it is too long.
+    /// The log replayed; `None` where it is too long or too large.
     fn replay(&self, status: &DatabaseStatus) -> Result<Option<Replayed>> {
         let records = status.log.last_txid.0.saturating_sub(status.log.first_txid.0);
-        if records > LONGEST_LOG {
+        if records > LONGEST_LOG || status.log.bytes > LARGEST_LOG {
             return Ok(None);
         }
         let replayed = log::replay(&self.litefs, &self.data, &status.name, &self.copies())?;
