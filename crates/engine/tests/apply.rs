@@ -182,3 +182,50 @@ fn a_checkpoint_that_began_before_the_database_shrank_may_finish() {
     integrity(&reader);
     assert_eq!(primary.digest(), replica.digest());
 }
+
+/// In rollback mode nothing but the lock keeps a reader from a file in which a transaction is half written, or from pages of before in the
+/// kernel's cache beside pages of after.
+#[test]
+fn readers_find_the_database_locked_while_a_transaction_is_applied_in_rollback_mode() {
+    for mode in ["DELETE", "TRUNCATE", "PERSIST"] {
+        let primary = Node::primary();
+        let client = primary.mount();
+        client.exec(&format!(
+            "PRAGMA journal_mode={mode}; CREATE TABLE t(x INTEGER PRIMARY KEY, y)"
+        ));
+        client.exec("WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 50) INSERT INTO t SELECT n, printf('%0900d', 0) FROM c");
+        let replica = Node::new();
+        replicate(&primary, &replica);
+        let reader = replica.connect();
+        reader.exec("PRAGMA busy_timeout=0");
+        let reader = Arc::new(Mutex::new(reader));
+        let seen: Arc<Mutex<Vec<_>>> = Arc::default();
+        let (reading, seeing) = (reader.clone(), seen.clone());
+        replica.kernel.on_invalidate(move |side| {
+            if side == Side::Database {
+                let read = reading.lock().unwrap().try_exec("SELECT count(*) FROM t");
+                seeing.lock().unwrap().push(read);
+            }
+        });
+        client.exec("UPDATE t SET y=printf('%0900d', 1)");
+        replicate(&primary, &replica);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while seen.lock().unwrap().is_empty() {
+            assert!(Instant::now() < deadline, "{mode}: nobody looked");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        replica.kernel.on_invalidate(|_| {});
+        for read in &*seen.lock().unwrap() {
+            let locked = read.as_ref().is_err_and(|error| error.contains("locked"));
+            assert!(locked, "{mode}: {read:?}");
+        }
+        let reader = reader.lock().unwrap();
+        reader.exec("PRAGMA busy_timeout=5000");
+        assert_eq!(
+            reader.query("SELECT count(*) FROM t WHERE y=printf('%0900d', 1)"),
+            "50",
+            "{mode}"
+        );
+        integrity(&reader);
+    }
+}

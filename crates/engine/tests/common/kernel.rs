@@ -16,6 +16,7 @@ pub struct TestKernel {
     files: PathBuf,
     pub coherence: Coherence,
     on_store: Mutex<Option<OnStore>>,
+    on_invalidate: Mutex<Option<OnStore>>,
     /// Where SQLite's requests go, as on a mount.
     socket: PathBuf,
 }
@@ -27,6 +28,7 @@ impl TestKernel {
             files: files.to_owned(),
             coherence,
             on_store: Mutex::new(None),
+            on_invalidate: Mutex::new(None),
             socket,
         }
     }
@@ -35,6 +37,12 @@ impl TestKernel {
     /// before they are published.
     pub fn on_store(&self, run: impl FnMut(Side) + Send + 'static) {
         *self.on_store.lock().unwrap() = Some(Box::new(run));
+    }
+
+    /// Called whenever the engine has the kernel forget content: for the main file that is after a transaction was written in place and
+    /// before readers are let in again.
+    pub fn on_invalidate(&self, run: impl FnMut(Side) + Send + 'static) {
+        *self.on_invalidate.lock().unwrap() = Some(Box::new(run));
     }
 
     fn sqlite(&self, db: &DbName, sql: &str) -> io::Result<String> {
@@ -60,7 +68,12 @@ impl Kernel for TestKernel {
         }
     }
 
-    fn invalidate(&self, _: &DbName, _: Side, _: Option<(u64, u64)>) {}
+    fn invalidate(&self, _: &DbName, side: Side, _: Option<(u64, u64)>) {
+        if let Some(run) = &mut *self.on_invalidate.lock().unwrap() {
+            run(side);
+        }
+    }
+
     fn invalidate_entry(&self, _: &DbName, _: Side) {}
     fn invalidate_position(&self, _: &DbName) {}
 
