@@ -282,3 +282,30 @@ fn refusals_are_counted() {
         rig.stop();
     }
 }
+
+/// What has moved from the WAL to the main file is in the kernel's page cache, and locks are the kernel's.
+#[test]
+fn reading_the_main_file_of_a_replica_costs_no_request() {
+    for mode in MODES {
+        let mut rig = Rig::start(mode);
+        for journal in ["delete", "wal"] {
+            let name = format!("{journal}.db");
+            assert_eq!(rig.ask("role primary"), "ok");
+            prepare(&rig, &name, journal);
+            assert_eq!(rig.ask("role replica"), "ok");
+            let db = connect(&rig, &name, journal);
+            let read = || {
+                for _ in 0..100 {
+                    assert_eq!(count(&db), 1);
+                }
+            };
+            read();
+            let before = rig.requests();
+            read();
+            let counts = rig.requests().since(&before);
+            // The daemon itself opens a file now and then to look at its locks.
+            assert!(counts.total() <= 10, "{journal} {mode:?}: {counts:?}");
+        }
+        rig.stop();
+    }
+}
