@@ -565,3 +565,42 @@ impl OutputWith for Command {
         child.wait_with_output().unwrap()
     }
 }
+
+/// The file is what it was; what replicas know of the two names is another matter.
+#[test]
+fn a_renamed_database_is_dropped_under_its_old_name_and_begins_under_the_new_one() {
+    for mode in MODES {
+        for journal in ["delete", "wal"] {
+            let story = format!("{journal} {mode:?}");
+            let rig = Rig::start(mode);
+            let create = |name: &str, rows: u32| {
+                let db = open(&rig, name, journal);
+                for _ in 0..rows {
+                    insert(&db).unwrap();
+                }
+                drop(db);
+                txid(&rig, name)
+            };
+            let (old, taken) = (create("a.db", 3), create("taken.db", 1));
+
+            fs::rename(rig.path("a.db"), rig.path("b.db")).unwrap();
+            eventually("the old name is dropped", || txid(&rig, "a.db") == old + 1);
+            eventually("the new one begins", || txid(&rig, "b.db") == 1);
+            let db = open(&rig, "b.db", journal);
+            assert_eq!(count(&db), 3, "{story}");
+            insert(&db).unwrap();
+            assert_eq!(txid(&rig, "b.db"), 2, "{story}: nothing was written but a row");
+            drop(db);
+
+            fs::rename(rig.path("b.db"), rig.path("taken.db")).unwrap();
+            eventually("a name that had a database goes on counting", || {
+                txid(&rig, "taken.db") == taken + 1
+            });
+            eventually("the name between is dropped", || txid(&rig, "b.db") == 3);
+            assert_eq!(count(&open(&rig, "taken.db", journal)), 4, "{story}");
+
+            assert_eq!(create("a.db", 1), old + 1 + create("fresh.db", 1), "{story}");
+            rig.stop();
+        }
+    }
+}
