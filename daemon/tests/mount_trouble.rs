@@ -208,3 +208,59 @@ fn a_full_disk_fails_commits_and_loses_none() {
         }
     }
 }
+
+/// The log of a database, damaged in the middle: a start cannot open it.
+fn damage_log(rig: &Rig, name: &str) {
+    let homes = rig.backing("../databases");
+    let home = std::fs::read_dir(homes)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|home| std::fs::read_to_string(home.join("name")).is_ok_and(|found| found.trim() == name))
+        .unwrap();
+    let log = std::fs::read_dir(home.join("log")).unwrap().next().unwrap();
+    let log = log.unwrap().path();
+    let mut bytes = std::fs::read(&log).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 6000].fill(0);
+    std::fs::write(log, bytes).unwrap();
+}
+
+/// What clients wrote there would be in no log.
+#[test]
+fn a_database_whose_log_is_damaged_is_not_written() {
+    for mode in MODES {
+        for journal in ["wal", "delete", "truncate", "persist", "memory"] {
+            let story = format!("{journal} {mode:?}");
+            let mut rig = Rig::start(mode);
+            let other = create(&rig, "other.db", "wal", "full");
+            let db = create(&rig, "a.db", journal, "full");
+            for _ in 0..10 {
+                insert_much(&db).unwrap();
+            }
+            drop((db, other));
+            assert_eq!(rig.ask("stop"), "stopped");
+            damage_log(&rig, "a.db");
+            let before = std::fs::read(rig.backing("a.db")).unwrap();
+            rig.restart();
+            let reason = rig.ask("damaged");
+            assert!(reason.starts_with("a.db: "), "{story}: {reason}");
+
+            let reader = Connection::open(rig.path("a.db")).unwrap();
+            let read = || {
+                // A WAL cannot be read where the wal-index cannot be made.
+                if journal != "wal" {
+                    assert_eq!(count(&reader), 11, "{story}");
+                }
+            };
+            read();
+            assert_eq!(insert(&reader), Err(ErrorCode::ReadOnly), "{story}");
+            std::fs::write(rig.path("a.db"), b"something else").expect_err(&story);
+            nix::unistd::truncate(&rig.path("a.db"), 0).expect_err(&story);
+            read();
+            drop(reader);
+            assert!(std::fs::read(rig.backing("a.db")).unwrap() == before, "{story}");
+            insert(&open(&rig, "other.db", "wal", "full")).unwrap();
+            rig.stop();
+        }
+    }
+}

@@ -264,6 +264,11 @@ pub fn serve_if_daemon() {
                 let names: Vec<String> = names.iter().map(ToString::to_string).collect();
                 names.join(",")
             }
+            ["damaged"] => {
+                let told = store.damaged();
+                let told: Vec<String> = told.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+                told.join(",")
+            }
             ["refused"] => metric("litefs_refused_writes_total"),
             ["databases"] => {
                 let names = store
