@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use parking_lot::Mutex;
 
+use crate::database::unseal_at;
 use crate::error::{Error, Result};
 use crate::layout;
 use crate::name::{DbName, Side};
@@ -61,16 +62,20 @@ impl Damaged {
                 reason: home.reason.clone(),
             });
         }
-        let archive = layout::set_aside(&*shared.options.disk, &shared.dir, name, &home.dir)?;
+        // What keeps a client of the WAL from writing keeps everybody from moving it.
+        let wal = name.file_in(&shared.files, Side::Wal);
+        unseal_at(&wal).map_err(Error::io("wal.unseal", wal))?;
+        // The home goes last: as long as it is in its place, a start finds the database damaged and goes on from there.
         for side in Side::ALL {
             let file = name.file_in(&shared.files, side);
-            let to = archive.join(format!("database{}", side.suffix()));
+            let to = home.dir.join(format!("database{}", side.suffix()));
             match std::fs::rename(&file, &to) {
                 Ok(()) => shared.kernel().invalidate_entry(name, side),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::io("store.set_aside", file)(error)),
             }
         }
+        let archive = layout::set_aside(&*shared.options.disk, &shared.dir, name, &home.dir)?;
         tracing::warn!(db = %name, archive = %archive.display(), "what this node had of the database is set aside");
         homes.remove(name);
         Ok(())

@@ -81,7 +81,7 @@ impl Database {
 }
 
 /// Breaks the seal of a file, if there are a file and a seal.
-pub(super) fn unseal_at(path: &Path) -> io::Result<()> {
+pub(crate) fn unseal_at(path: &Path) -> io::Result<()> {
     // What it is may be anything yet.
     let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);

@@ -40,6 +40,7 @@ use crate::kernel::LockFiles;
 use crate::log::{Log, Record};
 use crate::name::{DbName, Side};
 use crate::shared::Shared;
+pub(crate) use cut_off::unseal_at;
 use state::State;
 
 /// A replicated database.

@@ -8,6 +8,7 @@
 //! its transaction committed. Where the log has records from a primary that the files lack, both give way to it. After a power loss all other pages are compared in the background.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -63,24 +64,33 @@ impl Database {
         let path = backing.path(Side::Wal);
         unseal_at(path).map_err(Error::io("wal.unseal", path))?;
         let wal = backing.get(Side::Wal)?;
+        let opened = Database::open_beside(shared, name, home, backing, wal.as_ref());
+        if let (Err(_), Some(wal)) = (&opened, &wal) {
+            // Nobody is going to take it out of the mount.
+            let _ = unseal(wal);
+        }
+        opened
+    }
+
+    fn open_beside(
+        shared: Arc<Shared>,
+        name: DbName,
+        home: PathBuf,
+        backing: Backing,
+        wal: Option<&Arc<File>>,
+    ) -> Result<Arc<Database>> {
         std::thread::scope(|scope| {
             // What is copied from a WAL must be in a durable log first.
             let syncing = wal.is_some().then(|| {
                 let (disk, log) = (shared.options.disk.clone(), home.join("log"));
                 aside_of(scope, move || Ok(sync_last(&disk, &log)?))
             });
-            let sealing = wal.clone().map(|wal| {
+            let sealing = wal.cloned().map(|wal| {
                 let (shared, name) = (shared.clone(), name.clone());
                 aside_of(scope, move || seal_left(&shared, &name, &wal))
             });
             let loaded = Database::load(shared.clone(), name, home, backing);
             let sealed = sealing.map_or(Ok(()), |sealing| joined(sealing?));
-            if loaded.is_err()
-                && let Some(wal) = &wal
-            {
-                // Nobody is going to take it out of the mount.
-                let _ = unseal(wal);
-            }
             let (db, left) = loaded?;
             sealed?;
             let recovered = db.recover(&left);
