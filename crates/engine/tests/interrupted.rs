@@ -83,3 +83,51 @@ fn a_damaged_database_that_is_set_aside_in_part_comes_from_the_primary() {
         assert!(aside.join(file).exists(), "{file}");
     }
 }
+
+/// As if the kill had come between the removal of the main file and that of the WAL: the WAL is put back by hand.
+#[test]
+fn a_removal_that_was_killed_leaves_no_wal_for_the_next_database() {
+    let primary = Node::primary();
+    let client = primary.mount();
+    client.exec("PRAGMA journal_mode=WAL; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
+    let replica = Node::new();
+    replicate(&primary, &replica);
+    client.exec("INSERT INTO t VALUES(1, randomblob(9000))");
+    replicate(&primary, &replica);
+    let wal = name().file_in(replica.store.files_dir(), Side::Wal);
+    let bytes = fs::read(&wal).unwrap();
+    assert!(!bytes.is_empty());
+    client.kill();
+    primary.store.drop_database(&name()).unwrap();
+    replicate(&primary, &replica);
+    let dir = replica.kill();
+    fs::write(&wal, bytes).unwrap();
+    let again = Node::open(dir);
+    assert!(!wal.exists());
+    let client = primary.mount();
+    client.exec("CREATE TABLE other(x); INSERT INTO other VALUES(1)");
+    replicate(&primary, &again);
+    assert_eq!(again.mount().query("SELECT count(*) FROM other"), "1");
+}
+
+/// Its clients were told that it is committed, and nobody had captured it yet when the daemon was killed.
+#[test]
+fn a_database_that_is_made_anew_after_a_removal_is_not_removed_again() {
+    let primary = Node::primary();
+    primary.mount().exec("CREATE TABLE t(x)");
+    let replica = Node::new();
+    replicate(&primary, &replica);
+    primary.store.drop_database(&name()).unwrap();
+    replicate(&primary, &replica);
+    replica.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+    replica.store.abandon();
+    let client = replica.mount();
+    client.exec(
+        "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF; CREATE TABLE t(x); INSERT INTO t VALUES(1)",
+    );
+    let dir = replica.kill();
+    client.kill();
+    let again = Node::open(dir);
+    again.store.set_role(Role::Primary { epoch: 3 }).unwrap();
+    assert_eq!(count(&again.mount()), 1);
+}

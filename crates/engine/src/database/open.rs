@@ -188,7 +188,7 @@ impl Database {
         };
         let mut touched = self.replay(state, &tail)?;
         if tail.commit == 0 {
-            self.finish_removal(state, &tail)?;
+            self.finish_removal(state, left, &tail)?;
         } else {
             if !left.clean {
                 self.copy_aside(state)?;
@@ -223,22 +223,25 @@ impl Database {
         Ok(())
     }
 
-    /// The log ends with a removal. If it was applied here, its files go. If clients made it, files that are there were
-    /// not removed in time or are a new database: they stay, to be captured when this node may write.
-    fn finish_removal(&self, state: &mut State, tail: &RecordInfo) -> Result<()> {
-        if state.backing.get(Side::Database)?.is_none() {
-            return Ok(());
+    /// The log ends with a removal. If it was to be applied here, the files go, with or without the main file. If clients made it, or it
+    /// was applied, a main file that is there was not removed in time or is a new database: it stays, to be captured when this node may
+    /// write.
+    fn finish_removal(&self, state: &mut State, left: &Left, tail: &RecordInfo) -> Result<()> {
+        let captured = tail.meta.origin == Origin::Captured;
+        match state.backing.get(Side::Database)? {
+            Some(_) if captured || left.files_at == Some(tail.max) => {
+                state.scratch.mark_all();
+                state.wal.unknown = true;
+                return Ok(());
+            }
+            None if captured => return Ok(()),
+            Some(_) | None => {}
         }
-        if tail.meta.origin == Origin::Captured {
-            state.scratch.mark_all();
-            state.wal.unknown = true;
-            return Ok(());
-        }
-        for side in Side::ALL {
+        for side in Side::ALL.into_iter().rev() {
             state.backing.remove(side)?;
         }
+        state.scratch.settle();
         state.wal = Wal::default();
-        state.set_cursor();
         Ok(())
     }
 
