@@ -3,6 +3,7 @@
 mod mount_support;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mount_support::{MODES, Rig, check, count, eventually};
@@ -256,11 +257,51 @@ fn a_database_whose_log_is_damaged_is_not_written() {
             assert_eq!(insert(&reader), Err(ErrorCode::ReadOnly), "{story}");
             std::fs::write(rig.path("a.db"), b"something else").expect_err(&story);
             nix::unistd::truncate(&rig.path("a.db"), 0).expect_err(&story);
+            std::fs::remove_file(rig.path("a.db")).expect_err(&story);
+            std::fs::rename(rig.path("a.db"), rig.path("b.db")).expect_err(&story);
+            std::fs::rename(rig.path("other.db"), rig.path("a.db")).expect_err(&story);
             read();
             drop(reader);
             assert!(std::fs::read(rig.backing("a.db")).unwrap() == before, "{story}");
             insert(&open(&rig, "other.db", "wal", "full")).unwrap();
             rig.stop();
         }
+    }
+}
+
+/// The kernel forgets names only when nobody is creating a file beside them, and who creates one waits for the daemon.
+#[test]
+fn a_primary_replaces_such_a_database_while_clients_create_files_beside_it() {
+    for mode in MODES {
+        let mut rig = Rig::start(mode);
+        let other = create(&rig, "other.db", "delete", "full");
+        let db = create(&rig, "a.db", "delete", "full");
+        for _ in 0..10 {
+            insert_much(&db).unwrap();
+        }
+        drop((db, other));
+        assert_eq!(rig.ask("stop"), "stopped");
+        damage_log(&rig, "a.db");
+        rig.restart();
+        assert!(rig.ask("damaged").starts_with("a.db: "), "{mode:?}");
+        assert_eq!(rig.ask("role replica"), "ok");
+        let (file, wal) = (rig.path("file"), rig.path("a.db-wal"));
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    // Refused or not, each asks the daemon with the directory in hand.
+                    let _ = std::fs::File::create(&wal);
+                    std::fs::File::create(&file).unwrap();
+                    std::fs::remove_file(&file).unwrap();
+                }
+            });
+            let answer = rig.ask("receive other.db a.db");
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(answer, "ok", "{mode:?}");
+        });
+        assert_eq!(rig.ask("damaged"), "", "{mode:?}");
+        assert_eq!(count(&Connection::open(rig.path("a.db")).unwrap()), 1, "{mode:?}");
+        rig.stop();
     }
 }

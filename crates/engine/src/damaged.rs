@@ -21,7 +21,7 @@ pub(crate) struct Damaged {
     homes: Mutex<BTreeMap<DbName, Home>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Home {
     dir: PathBuf,
     reason: String,
@@ -52,32 +52,42 @@ impl Damaged {
 
     /// Makes the name free for a database that comes from the primary: what was there goes to the archive, home and files.
     pub(crate) fn make_room(&self, shared: &Shared, name: &DbName) -> Result<()> {
-        let mut homes = self.homes.lock();
-        let Some(home) = homes.get(name) else {
+        let Some(home) = self.homes.lock().get(name).cloned() else {
             return Ok(());
         };
         if shared.is_primary() {
             return Err(Error::Quarantined {
                 db: name.clone(),
-                reason: home.reason.clone(),
+                reason: home.reason,
             });
         }
-        // What keeps a client of the WAL from writing keeps everybody from moving it.
-        let wal = name.file_in(&shared.files, Side::Wal);
-        unseal_at(&wal).map_err(Error::io("wal.unseal", wal))?;
-        // The home goes last: as long as it is in its place, a start finds the database damaged and goes on from there.
-        for side in Side::ALL {
-            let file = name.file_in(&shared.files, side);
-            let to = home.dir.join(format!("database{}", side.suffix()));
-            match std::fs::rename(&file, &to) {
-                Ok(()) => shared.kernel().invalidate_entry(name, side),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::io("store.set_aside", file)(error)),
-            }
+        let moved = set_aside(shared, name, &home)?;
+        self.homes.lock().remove(name);
+        // Without a lock: the kernel waits for requests in the same directory, and they may wait for it.
+        for side in moved {
+            shared.kernel().invalidate_entry(name, side);
         }
-        let archive = layout::set_aside(&*shared.options.disk, &shared.dir, name, &home.dir)?;
-        tracing::warn!(db = %name, archive = %archive.display(), "what this node had of the database is set aside");
-        homes.remove(name);
         Ok(())
     }
+}
+
+/// Returns which files there were.
+fn set_aside(shared: &Shared, name: &DbName, home: &Home) -> Result<Vec<Side>> {
+    // What keeps a client of the WAL from writing keeps everybody from moving it.
+    let wal = name.file_in(&shared.files, Side::Wal);
+    unseal_at(&wal).map_err(Error::io("wal.unseal", wal))?;
+    let mut moved = Vec::new();
+    // The home goes last: as long as it is in its place, a start finds the database damaged and goes on from there.
+    for side in Side::ALL {
+        let file = name.file_in(&shared.files, side);
+        let to = home.dir.join(format!("database{}", side.suffix()));
+        match std::fs::rename(&file, &to) {
+            Ok(()) => moved.push(side),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("store.set_aside", file)(error)),
+        }
+    }
+    let archive = layout::set_aside(&*shared.options.disk, &shared.dir, name, &home.dir)?;
+    tracing::warn!(db = %name, archive = %archive.display(), "what this node had of the database is set aside");
+    Ok(moved)
 }

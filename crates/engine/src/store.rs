@@ -264,11 +264,11 @@ impl Store {
     }
 
     fn create(&self, name: &DbName) -> Result<Arc<Database>> {
+        self.damaged.make_room(&self.shared, name)?;
         let mut databases = self.databases.write();
         if let Some(db) = databases.get(name) {
             return Ok(db.clone());
         }
-        self.damaged.make_room(&self.shared, name)?;
         let home = layout::make_home(&*self.shared.options.disk, &self.shared.dir, name)?;
         let db = Database::create(self.shared.clone(), name.clone(), home)?;
         databases.insert(name.clone(), db.clone());

@@ -88,7 +88,7 @@ impl Edge {
     }
 
     /// Files of a database that could not be opened would be changed without a transaction.
-    fn check_sound(&self, part: Option<&Part>) -> Answer<()> {
+    pub(crate) fn check_sound(&self, part: Option<&Part>) -> Answer<()> {
         match part {
             Some((name, _)) if self.store.is_damaged(name) => Err(Errno::EACCES),
             Some(_) | None => Ok(()),

@@ -184,6 +184,7 @@ impl Edge {
         self.refuse_virtual(&parent, name)?;
         let victim = backing::stat_name(parent.fd(), name)?;
         let part = self.part(&backing::join(&parent.path(), name), &victim);
+        self.check_sound(part.as_ref())?;
         let mut op = || Ok(backing::unlink(parent.fd(), name)?);
         let removed = self.removing(part.as_ref(), &mut op);
         if removed.is_err() && backing::stat_name(parent.fd(), name).is_ok() {
@@ -252,6 +253,9 @@ impl Edge {
         };
         if same_inode(&source, target.as_ref()) {
             return Ok(op()?);
+        }
+        for end in std::iter::once(&source).chain(&target) {
+            self.check_sound(end.part.as_ref())?;
         }
         if flags.contains(RenameFlags::RENAME_EXCHANGE) {
             let target = target.ok_or(Errno::ENOENT)?;
