@@ -161,6 +161,28 @@ fn verify_finds_a_page_that_is_damaged_on_the_disk_of_a_node() {
     );
 }
 
+/// What a checkpoint announces in the wal-index is gone with the connection that made it. Where nobody else is connected the WAL would grow
+/// for as long as transactions come, and each checkpoint would read all of it again.
+#[test]
+fn the_wal_of_a_replica_that_nobody_reads_stays_short() {
+    let Some(cluster) = cluster(2) else { return };
+    create(&cluster, "wal");
+    let data = cluster.status().unwrap().nodes[1].data.clone();
+    for _ in 0..3 {
+        insert(cluster.primary().unwrap(), 1500);
+        cluster
+            .wait(&Condition::CaughtUp { node: None }, PATIENCE)
+            .unwrap();
+    }
+    // Each transaction is two frames or more.
+    let wal = data.join("files").join(format!("{DB}-wal"));
+    eventually("the WAL is short", || {
+        std::fs::metadata(&wal).unwrap().len() < 1500 * 4120
+    });
+    all_read(&cluster, 4500);
+    sound(&cluster);
+}
+
 #[test]
 fn it_works_the_same_without_passthrough_and_with_durable_commits() {
     let options = ClusterOptions {

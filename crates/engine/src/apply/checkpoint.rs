@@ -32,6 +32,8 @@ struct Job {
     at: Instant,
     /// The WAL is long: it should start over.
     long: bool,
+    /// Nobody was connected. What a checkpoint announces in the wal-index is gone with the connection that made it.
+    alone: bool,
 }
 
 impl Wanted {
@@ -51,11 +53,12 @@ impl Wanted {
 
 impl Checkpointer {
     /// Transactions were applied: asks for a checkpoint, at once if the WAL is `long`, without waiting for it.
-    pub(crate) fn request(&self, name: &DbName, long: bool) {
+    pub(crate) fn request(&self, name: &DbName, long: bool, alone: bool) {
         let now = Instant::now();
         let job = Job {
             at: if long { now } else { now + REST },
             long,
+            alone,
         };
         let mut wanted = self.wanted.lock();
         match wanted.names.get_mut(name) {
@@ -98,10 +101,11 @@ impl Checkpointer {
     pub(crate) fn run(&self, kernel: impl Fn() -> std::sync::Arc<dyn Kernel>) {
         while let Some((name, job)) = self.next() {
             let kernel = kernel();
-            // Where the wal-index cannot be seen, only a truncated WAL tells that it may start over.
-            let mode = match kernel.coherence() {
-                Coherence::Intercepted if job.long => CheckpointMode::Truncate,
-                Coherence::Passthrough | Coherence::Intercepted => CheckpointMode::Passive,
+            // Where the wal-index cannot be seen, or does not stay, only a truncated WAL tells that it may start over.
+            let unseen = job.alone || kernel.coherence() == Coherence::Intercepted;
+            let mode = match job.long && unseen {
+                true => CheckpointMode::Truncate,
+                false => CheckpointMode::Passive,
             };
             match kernel.checkpoint(&name, mode) {
                 Ok(result) => tracing::debug!(db = %name, ?result, "checkpoint"),

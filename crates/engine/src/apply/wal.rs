@@ -166,7 +166,8 @@ impl Database {
         state.applied(record);
         self.check_rolling(&mut state, record)?;
         let long = state.wal.frames() >= CHECKPOINT_FRAMES;
-        self.shared.checkpointer.request(&self.name, long);
+        let alone = writer.index.is_none();
+        self.shared.checkpointer.request(&self.name, long, alone);
         drop(state);
         for (offset, bytes) in stores {
             kernel.store(&self.name, Side::Shm, offset, &bytes);
