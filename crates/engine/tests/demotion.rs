@@ -2,70 +2,13 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{Client, Node, checkpoint, count, integrity, name, replicate, send_last, wait_applied};
+use common::{Node, checkpoint, count, integrity, name, replicate, wait_applied};
 use engine::{Coherence, Role, StoreOptions};
 
 const ROWS: &str = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 60) \
     INSERT INTO t SELECT n, randomblob(900) FROM c";
-
-/// A former primary and the new one, and a client of the former that has let a demotion pass in the middle of a transaction and then
-/// committed: its WAL could not be sealed.
-fn commit_unheard(before: &str, transaction: &str) -> (Node, Node, Client) {
-    let old = Node::primary();
-    let client = old.mount();
-    client.exec("PRAGMA journal_mode=WAL; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
-    client.exec(ROWS);
-    let new = Node::new();
-    replicate(&old, &new);
-    client.exec(&format!("{before}; BEGIN IMMEDIATE; {transaction}"));
-    old.store.set_role(Role::Replica).unwrap();
-    new.store.set_role(Role::Primary { epoch: 2 }).unwrap();
-    client.exec("COMMIT");
-    (old, new, client)
-}
-
-/// The next transaction finds the commit, and a snapshot replaces it.
-fn is_found(old: &Node, new: &Node) {
-    new.mount().exec("DELETE FROM t WHERE x=1");
-    send_last(new, old);
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while old.db().status().quarantine.is_none() {
-        assert!(Instant::now() < deadline, "not found: {:?}", old.db().status());
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    let snapshot = new.db().snapshot().unwrap();
-    old.store.receive(&name(), &mut snapshot.ltx(7).unwrap()).unwrap();
-    wait_applied(old);
-    let reader = old.mount();
-    assert_eq!(count(&reader), 59);
-    assert_eq!(reader.query("SELECT count(*) FROM t WHERE x=1000"), "0");
-    integrity(&reader);
-}
-
-#[test]
-fn a_commit_after_a_demotion_is_found_when_its_client_is_gone() {
-    let (old, new, client) = commit_unheard("SELECT 1", "INSERT INTO t VALUES(1000, 'unheard')");
-    client.kill();
-    is_found(&old, &new);
-}
-
-#[test]
-fn a_commit_after_a_demotion_that_starts_the_wal_over_is_found() {
-    let started_over = "PRAGMA wal_checkpoint(PASSIVE)";
-    let (old, new, client) = commit_unheard(started_over, "INSERT INTO t VALUES(1000, 'unheard')");
-    is_found(&old, &new);
-    drop(client);
-}
-
-#[test]
-fn a_commit_that_started_the_wal_over_is_found_when_its_client_is_gone() {
-    let started_over = "PRAGMA wal_checkpoint(PASSIVE)";
-    let (old, new, client) = commit_unheard(started_over, "INSERT INTO t VALUES(1000, 'unheard')");
-    client.kill();
-    is_found(&old, &new);
-}
 
 /// Its client keeps the lock for ever, and without a journal nothing tells a commit from a part of one. With `synchronous=FULL` it does.
 #[test]

@@ -200,7 +200,9 @@ impl Database {
                     frames.is_some_and(|frames| frames > header.max_frame) && !state.wal.has_unpublished();
                 if frames != Some(header.max_frame) && !fewer {
                     self.map_wal(&mut state, &wal, Some(header.max_frame))?;
-                    self.check_foreign(&mut state, frames.unwrap_or(0))?;
+                    if let Some(known) = frames {
+                        self.check_foreign(&mut state, known)?;
+                    }
                 }
                 self.start_over(&mut state, writer, header, &wal)?;
             }
@@ -216,7 +218,6 @@ impl Database {
                 };
                 self.begin_generation(&mut state, &wal, sequence, salt)?;
             }
-            None if kernel.coherence() == Coherence::Passthrough => self.find_foreign(&mut state, &wal)?,
             None if state.wal.header.is_none() => self.map_wal(&mut state, &wal, None)?,
             None => {}
         }
@@ -230,28 +231,6 @@ impl Database {
             self.begin_generation(&mut state, &wal, 0, rand::random())?;
         }
         Ok(())
-    }
-
-    /// No wal-index tells what was committed, because nobody is connected who has one: the frames' checksums do. What an apply appended
-    /// that failed before it was done is found as well, and costs a snapshot.
-    fn find_foreign(&self, state: &mut State, wal: &File) -> Result<()> {
-        let Some(header) = read_header(wal)? else {
-            return Ok(());
-        };
-        let same = state
-            .wal
-            .header
-            .as_ref()
-            .is_some_and(|known| known.salt == header.salt);
-        let known = if same { state.wal.frames() } else { 0 };
-        match same {
-            true => state.wal.map(wal, None)?,
-            false => self.map_wal(state, wal, None)?,
-        }
-        match state.wal.frames() > known {
-            true => self.check_foreign(state, known),
-            false => Ok(()),
-        }
     }
 
     /// Nobody else appends to the WAL of a replica, except a client from its time as primary that could not be cut off. What that
