@@ -4,11 +4,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Node, checkpoint, count, integrity, name, replicate, wait_applied};
-use engine::{Coherence, Role, StoreOptions};
-
-const ROWS: &str = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 60) \
-    INSERT INTO t SELECT n, randomblob(900) FROM c";
+use common::{Node, ROWS, checkpoint, count, integrity, name, replicate, send_snapshot, wait_applied};
+use engine::{Role, StoreOptions};
 
 /// Its client keeps the lock for ever, and without a journal nothing tells a commit from a part of one. With `synchronous=FULL` it does.
 #[test]
@@ -36,8 +33,7 @@ fn a_sealed_wal_stays_sealed_until_its_client_has_let_go() {
         seal: true,
         ..StoreOptions::default()
     };
-    let old = Node::open_with(tempfile::tempdir().unwrap(), Coherence::Passthrough, options);
-    old.store.set_role(Role::Primary { epoch: 1 }).unwrap();
+    let old = Node::primary_with(options);
     let client = old.mount();
     client.exec("PRAGMA journal_mode=WAL; PRAGMA busy_timeout=10; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
     client.exec(ROWS);
@@ -52,8 +48,7 @@ fn a_sealed_wal_stays_sealed_until_its_client_has_let_go() {
     }
     new.mount()
         .exec("PRAGMA journal_mode=DELETE; PRAGMA page_size=8192; VACUUM");
-    let snapshot = new.db().snapshot().unwrap();
-    old.store.receive(&name(), &mut snapshot.ltx(7).unwrap()).unwrap();
+    send_snapshot(&new, &old);
     std::thread::sleep(Duration::from_millis(300));
     let outcome = client.try_exec("INSERT INTO t VALUES(1001, 'unheard')");
     assert!(

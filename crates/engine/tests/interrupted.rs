@@ -4,7 +4,7 @@ mod common;
 
 use std::fs::{self, File};
 
-use common::{Client, Node, count, homes, list, name, replicate, wait_applied};
+use common::{Client, Node, count, homes, list, name, replicate, send_snapshot, wait_applied};
 use engine::{Coherence, Role, Side, StoreOptions};
 use tempfile::TempDir;
 
@@ -17,8 +17,7 @@ fn sealing() -> StoreOptions {
 
 /// A former primary that was killed and whose log is damaged by hand, and a node that has all it had.
 fn damaged() -> (Node, TempDir, Client) {
-    let old = Node::open_with(tempfile::tempdir().unwrap(), Coherence::Passthrough, sealing());
-    old.store.set_role(Role::Primary { epoch: 1 }).unwrap();
+    let old = Node::primary_with(sealing());
     let client = old.mount();
     client.exec(
         "PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0; CREATE TABLE t(x INTEGER PRIMARY KEY, y)",
@@ -42,11 +41,7 @@ fn damaged() -> (Node, TempDir, Client) {
 }
 
 fn comes_from_the_primary(damaged: &Node, new: &Node) {
-    let snapshot = new.db().snapshot().unwrap();
-    damaged
-        .store
-        .receive(&name(), &mut snapshot.ltx(7).unwrap())
-        .unwrap();
+    send_snapshot(new, damaged);
     wait_applied(damaged);
     assert_eq!(damaged.digest(), new.digest());
     assert_eq!(count(&damaged.mount()), 8);

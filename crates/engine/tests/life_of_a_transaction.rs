@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Node, count, integrity, name, replicate, wait_applied};
+use common::{Node, count, integrity, name, replicate, send_snapshot, wait_applied};
 use engine::{Role, Side};
 use ltx::Txid;
 
@@ -408,8 +408,7 @@ fn a_diverged_tail_is_archived_before_a_snapshot_replaces_it() {
     );
     ltx::verify(std::fs::File::open(archive.join(ltx::file_name(next, next))).unwrap()).unwrap();
     primary.db().drain().unwrap();
-    let snapshot = primary.db().snapshot().unwrap();
-    old.store.receive(&name(), &mut snapshot.ltx(7).unwrap()).unwrap();
+    send_snapshot(&primary, &old);
     wait_applied(&old);
     assert_eq!(primary.digest(), old.digest());
     let rows = old.connect().query("SELECT y FROM t");

@@ -4,22 +4,19 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use common::{Client, Node, integrity, lose_power, replicate};
-use engine::disk::{Disk, DiskFile, Op, OpenMode, OsDisk, Result};
-use engine::{Coherence, Retention, Role, StoreOptions};
+use common::disk::{Watch, Watched};
+use common::{Client, Node, ROWS, integrity, lose_power, replicate};
+use engine::disk::{DiskFile, Op, Result};
+use engine::{Retention, Role, StoreOptions};
 use tempfile::TempDir;
 
 /// Knows how much of each segment of a log survives a power loss.
 #[derive(Debug, Clone, Default)]
 struct Durable(Arc<Mutex<BTreeMap<PathBuf, u64>>>);
-
-#[derive(Debug)]
-struct DurableFile(Arc<dyn DiskFile>, Durable);
 
 impl Durable {
     fn cut_off(&self) {
@@ -36,82 +33,25 @@ impl Durable {
     }
 }
 
-impl Disk for Durable {
-    fn open(&self, op: Op, path: &Path, mode: OpenMode) -> Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(DurableFile(OsDisk.open(op, path, mode)?, self.clone())))
-    }
-    fn rename(&self, op: Op, from: &Path, to: &Path) -> Result<()> {
-        OsDisk.rename(op, from, to)
-    }
-    fn remove_file(&self, op: Op, path: &Path) -> Result<()> {
-        OsDisk.remove_file(op, path)
-    }
-    fn create_dir_all(&self, op: Op, path: &Path) -> Result<()> {
-        OsDisk.create_dir_all(op, path)
-    }
-    fn remove_dir_all(&self, op: Op, path: &Path) -> Result<()> {
-        OsDisk.remove_dir_all(op, path)
-    }
-    fn list(&self, op: Op, path: &Path) -> Result<Vec<OsString>> {
-        OsDisk.list(op, path)
-    }
-    fn exists(&self, op: Op, path: &Path) -> Result<bool> {
-        OsDisk.exists(op, path)
-    }
-    fn sync_dir(&self, op: Op, path: &Path) -> Result<()> {
-        OsDisk.sync_dir(op, path)
-    }
-}
-
-impl DurableFile {
-    fn synced(&self, op: Op) -> Result<()> {
-        let len = self.0.len(op)?;
-        self.1.0.lock().unwrap().insert(self.path().to_owned(), len);
+impl Watch for Durable {
+    fn synced(&self, op: Op, file: &dyn DiskFile) -> Result<()> {
+        let len = file.len(op)?;
+        self.0.lock().unwrap().insert(file.path().to_owned(), len);
         Ok(())
-    }
-}
-
-impl DiskFile for DurableFile {
-    fn read_at(&self, op: Op, buf: &mut [u8], offset: u64) -> Result<usize> {
-        self.0.read_at(op, buf, offset)
-    }
-    fn write_all_at(&self, op: Op, data: &[u8], offset: u64) -> Result<()> {
-        self.0.write_all_at(op, data, offset)
-    }
-    fn set_len(&self, op: Op, len: u64) -> Result<()> {
-        self.0.set_len(op, len)
-    }
-    fn len(&self, op: Op) -> Result<u64> {
-        self.0.len(op)
-    }
-    fn sync_data(&self, op: Op) -> Result<()> {
-        self.0.sync_data(op)?;
-        self.synced(op)
-    }
-    fn sync_all(&self, op: Op) -> Result<()> {
-        self.0.sync_all(op)?;
-        self.synced(op)
-    }
-    fn path(&self) -> &Path {
-        self.0.path()
     }
 }
 
 fn primary_on(disk: &Durable) -> (Node, Client) {
     let options = StoreOptions {
-        disk: Arc::new(disk.clone()),
+        disk: Arc::new(Watched(disk.clone())),
         ..StoreOptions::default()
     };
-    let node = Node::open_with(tempfile::tempdir().unwrap(), Coherence::Passthrough, options);
-    node.store.set_role(Role::Primary { epoch: 1 }).unwrap();
+    let node = Node::primary_with(options);
     let client = node.mount();
     client.exec(
         "PRAGMA journal_mode=MEMORY; PRAGMA synchronous=FULL; CREATE TABLE t(x INTEGER PRIMARY KEY, y)",
     );
-    client.exec(
-        "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 60) \
-         INSERT INTO t SELECT n, randomblob(900) FROM c",
-    );
+    client.exec(ROWS);
     node.db().drain().unwrap();
     (node, client)
 }

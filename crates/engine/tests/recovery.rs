@@ -6,7 +6,7 @@ mod common;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use common::{Client, Node, count, homes, integrity, list, lose_power, name, replicate};
+use common::{Client, Node, count, homes, integrity, list, lose_power, name, replicate, send_snapshot};
 use engine::{LockFiles, OfdLocks, Retention, Role, Side, Store, StoreOptions};
 use sqlite_format::locks::RESERVED_BYTE;
 use tempfile::TempDir;
@@ -260,11 +260,7 @@ fn a_database_whose_log_is_damaged_is_read_only_until_a_primary_sends_it() {
 
     replica.store.set_role(Role::Primary { epoch: 4 }).unwrap();
     replica.mount().exec("INSERT INTO t VALUES(12, 12)");
-    let snapshot = replica.db().snapshot().unwrap();
-    damaged
-        .store
-        .receive(&name(), &mut snapshot.ltx(7).unwrap())
-        .unwrap();
+    send_snapshot(&replica, &damaged);
     common::wait_applied(&damaged);
     assert_eq!(damaged.digest(), replica.digest());
     assert_eq!(count(&damaged.connect()), 12);

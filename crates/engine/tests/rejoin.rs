@@ -7,13 +7,10 @@ use std::fs::File;
 use std::io::Read;
 use std::time::Duration;
 
-use common::{Client, Node, count, integrity, name, replicate, send_last, wait_applied};
-use engine::{Coherence, LockFiles, OfdLocks, Retention, Role, Side, StoreOptions};
+use common::{Client, Node, ROWS, count, integrity, name, replicate, send_last, send_snapshot, wait_applied};
+use engine::{LockFiles, OfdLocks, Retention, Role, Side, StoreOptions};
 use sqlite_format::locks::RESERVED_BYTE;
 use tempfile::TempDir;
-
-const ROWS: &str = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 60) \
-    INSERT INTO t SELECT n, randomblob(900) FROM c";
 
 /// The worker that tries to apply the record ends within its patience, which a process that is killed does not wait for.
 fn kill(node: Node) -> TempDir {
@@ -28,8 +25,7 @@ fn demoted_in_a_transaction() -> (Node, Node, Client) {
         segment_bytes: 4096,
         ..StoreOptions::default()
     };
-    let old = Node::open_with(tempfile::tempdir().unwrap(), Coherence::Passthrough, options);
-    old.store.set_role(Role::Primary { epoch: 1 }).unwrap();
+    let old = Node::primary_with(options);
     let client = old.mount();
     client.exec("PRAGMA cache_size=1; PRAGMA cache_spill=1; CREATE TABLE t(x INTEGER PRIMARY KEY, y); CREATE TABLE u(x INTEGER PRIMARY KEY, y)");
     client.exec(&ROWS.replace("INTO t", "INTO u"));
@@ -116,11 +112,7 @@ fn a_page_that_neither_log_nor_journal_has_makes_the_node_ask_for_a_snapshot() {
     std::fs::remove_file(name().file_in(&dir.path().join("files"), Side::Journal)).unwrap();
     let again = Node::open(dir);
     assert!(again.db().status().quarantine.is_some());
-    let snapshot = new.db().snapshot().unwrap();
-    again
-        .store
-        .receive(&name(), &mut snapshot.ltx(7).unwrap())
-        .unwrap();
+    send_snapshot(&new, &again);
     wait_applied(&again);
     assert_eq!(again.digest(), new.digest());
     integrity(&again.mount());

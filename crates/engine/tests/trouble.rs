@@ -3,15 +3,15 @@
 
 mod common;
 
-use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Client, Node, count, integrity, name, replicate, wait_applied};
-use engine::disk::{Disk, DiskError, DiskFile, Op, OpenMode, OsDisk, Result};
+use common::disk::{Watch, Watched};
+use common::{Client, Node, ROWS, count, integrity, name, replicate, send_snapshot, wait_applied};
+use engine::disk::{DiskError, Op, Result};
 use engine::{Coherence, Durability, Role, StoreOptions, Watcher};
 use ltx::Txid;
 
@@ -22,9 +22,6 @@ struct Faulty {
     sync: Arc<AtomicI32>,
 }
 
-#[derive(Debug)]
-struct FaultyFile(Arc<dyn DiskFile>, Faulty);
-
 fn check(op: Op, path: &Path, errno: &AtomicI32) -> Result<()> {
     match errno.load(Ordering::SeqCst) {
         errno if errno != 0 && op.starts_with("log.") => {
@@ -34,69 +31,22 @@ fn check(op: Op, path: &Path, errno: &AtomicI32) -> Result<()> {
     }
 }
 
-impl Disk for Faulty {
-    fn open(&self, op: Op, path: &Path, mode: OpenMode) -> Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(FaultyFile(OsDisk.open(op, path, mode)?, self.clone())))
+impl Watch for Faulty {
+    fn writing(&self, op: Op, path: &Path) -> Result<()> {
+        check(op, path, &self.write)
     }
-    fn rename(&self, op: Op, from: &Path, to: &Path) -> Result<()> {
-        OsDisk.rename(op, from, to)
-    }
-    fn remove_file(&self, op: Op, path: &Path) -> Result<()> {
-        OsDisk.remove_file(op, path)
-    }
-    fn create_dir_all(&self, op: Op, path: &Path) -> Result<()> {
-        OsDisk.create_dir_all(op, path)
-    }
-    fn remove_dir_all(&self, op: Op, path: &Path) -> Result<()> {
-        OsDisk.remove_dir_all(op, path)
-    }
-    fn list(&self, op: Op, path: &Path) -> Result<Vec<OsString>> {
-        OsDisk.list(op, path)
-    }
-    fn exists(&self, op: Op, path: &Path) -> Result<bool> {
-        OsDisk.exists(op, path)
-    }
-    fn sync_dir(&self, op: Op, path: &Path) -> Result<()> {
-        OsDisk.sync_dir(op, path)
-    }
-}
 
-impl DiskFile for FaultyFile {
-    fn read_at(&self, op: Op, buf: &mut [u8], offset: u64) -> Result<usize> {
-        self.0.read_at(op, buf, offset)
-    }
-    fn write_all_at(&self, op: Op, data: &[u8], offset: u64) -> Result<()> {
-        check(op, self.path(), &self.1.write)?;
-        self.0.write_all_at(op, data, offset)
-    }
-    fn set_len(&self, op: Op, len: u64) -> Result<()> {
-        self.0.set_len(op, len)
-    }
-    fn len(&self, op: Op) -> Result<u64> {
-        self.0.len(op)
-    }
-    fn sync_data(&self, op: Op) -> Result<()> {
-        check(op, self.path(), &self.1.sync)?;
-        self.0.sync_data(op)
-    }
-    fn sync_all(&self, op: Op) -> Result<()> {
-        check(op, self.path(), &self.1.sync)?;
-        self.0.sync_all(op)
-    }
-    fn path(&self) -> &Path {
-        self.0.path()
+    fn syncing(&self, op: Op, path: &Path) -> Result<()> {
+        check(op, path, &self.sync)
     }
 }
 
 fn primary_on(disk: &Faulty, durability: Durability) -> Node {
-    let options = StoreOptions {
-        disk: Arc::new(disk.clone()),
+    Node::primary_with(StoreOptions {
+        disk: Arc::new(Watched(disk.clone())),
         durability,
         ..StoreOptions::default()
-    };
-    let node = Node::open_with(tempfile::tempdir().unwrap(), Coherence::Passthrough, options);
-    node.store.set_role(Role::Primary { epoch: 1 }).unwrap();
-    node
+    })
 }
 
 fn same(primary: &Node, replica: &Node) {
@@ -264,13 +214,12 @@ fn demote_in_the_middle_of_a_transaction(mode: &str) {
         seal: can_seal(),
         ..StoreOptions::default()
     };
-    let old = Node::open_with(tempfile::tempdir().unwrap(), Coherence::Passthrough, options);
-    old.store.set_role(Role::Primary { epoch: 1 }).unwrap();
+    let old = Node::primary_with(options);
     let client = old.mount();
     client.exec(&format!(
             "PRAGMA journal_mode={mode}; PRAGMA cache_size=1; PRAGMA cache_spill=1; CREATE TABLE t(x INTEGER PRIMARY KEY, y)"
         ));
-    client.exec("WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 60) INSERT INTO t SELECT n, randomblob(900) FROM c");
+    client.exec(ROWS);
     let new = Node::new();
     same(&old, &new);
     client.exec("BEGIN; UPDATE t SET y='uncommitted'");
@@ -298,7 +247,7 @@ fn a_commit_after_a_demotion_makes_the_node_ask_for_a_snapshot() {
     let old = Node::primary();
     let client = old.mount();
     client.exec("PRAGMA journal_mode=WAL; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
-    client.exec("WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 60) INSERT INTO t SELECT n, randomblob(900) FROM c");
+    client.exec(ROWS);
     let new = Node::new();
     same(&old, &new);
     client.exec("BEGIN; UPDATE t SET y='unheard' WHERE x < 40");
@@ -311,8 +260,7 @@ fn a_commit_after_a_demotion_makes_the_node_ask_for_a_snapshot() {
     let record = new.db().record(last.txid).unwrap().unwrap();
     old.store.receive(&name(), &mut record.reader()).unwrap();
     eventually("it is noticed", || old.db().status().quarantine.is_some());
-    let snapshot = new.db().snapshot().unwrap();
-    old.store.receive(&name(), &mut snapshot.ltx(7).unwrap()).unwrap();
+    send_snapshot(&new, &old);
     wait_applied(&old);
     assert_eq!(old.db().status().quarantine, None);
     assert_eq!(old.digest(), new.digest());
@@ -379,7 +327,7 @@ fn a_replica_that_does_not_follow_its_log_asks_for_a_snapshot_and_heals() {
         client.exec(&format!(
             "PRAGMA journal_mode={mode}; CREATE TABLE t(x INTEGER PRIMARY KEY, y)"
         ));
-        client.exec("WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 60) INSERT INTO t SELECT n, randomblob(900) FROM c");
+        client.exec(ROWS);
         let replica = Node::new();
         same(&primary, &replica);
         // As if the node had been the primary when a client without a journal died in the middle of its writes.
@@ -403,11 +351,7 @@ fn a_replica_that_does_not_follow_its_log_asks_for_a_snapshot_and_heals() {
         }
         client.exec("DELETE FROM t WHERE x > 30");
         primary.db().drain().unwrap();
-        let snapshot = primary.db().snapshot().unwrap();
-        replica
-            .store
-            .receive(&name(), &mut snapshot.ltx(7).unwrap())
-            .unwrap();
+        send_snapshot(&primary, &replica);
         wait_applied(&replica);
         assert_eq!(replica.digest(), primary.digest(), "{mode}");
         assert_eq!(replica.db().status().quarantine, None);

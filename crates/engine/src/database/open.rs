@@ -5,7 +5,8 @@
 //! of WALs that earlier starts set aside (`aside`) and then the WAL that is there (`open_wal`) are folded in; pages of the
 //! replayed records that differ from the log are written from it (`repair`), as up to the flush the files were made durable; what
 //! clients wrote without a journal is captured. A hot journal is left for SQLite to roll back, unless the log shows that
-//! its transaction committed. Where the log has records from a primary that the files lack, both give way to it. After a power loss all other pages are compared in the background.
+//! its transaction committed. Where the log has records from a primary that the files lack, both give way to it. After a power loss
+//! all other pages are compared in the background.
 
 use std::collections::BTreeSet;
 use std::fs::File;

@@ -95,7 +95,7 @@ impl Database {
         if let Some(journal) = journal {
             // Without the journal nothing but the log can tell what these pages were.
             self.log.sync()?;
-            write_originals(state, &journal, &wrong)?;
+            write_originals(state, page_size, &journal, &wrong)?;
             self.write_from_log(state, page_size, &records, &wrong)?;
             self.sync_files(state)?;
             state.backing.remove(Side::Journal)?;
@@ -271,14 +271,18 @@ fn journaled_pages(state: &State, journal: &File, touched: &mut Touched) -> Resu
 }
 
 /// Writes those of the pages to the main file of which the journal holds what the last transaction left.
-fn write_originals(state: &mut State, journal: &File, pages: &BTreeSet<u32>) -> Result<()> {
+fn write_originals(
+    state: &mut State,
+    page_size: PageSize,
+    journal: &File,
+    pages: &BTreeSet<u32>,
+) -> Result<()> {
     let file = state.backing.get_or_create(Side::Database)?;
     originals::for_each(journal, |pgno, page| {
         if !pages.contains(&pgno.get()) || !state.is_current(pgno, page) {
             return Ok(());
         }
-        let offset = (u64::from(pgno.get()) - 1) * page.len() as u64;
-        file.write_all_at(page, offset)
+        file.write_all_at(page, pgno.offset(page_size))
             .map_err(Error::io("database.write", state.backing.path(Side::Database)))
     })
 }

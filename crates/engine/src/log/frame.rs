@@ -16,7 +16,8 @@
 //! | 92 | 8 | bytes of the segment known to be durable when the record was written |
 //! | 100 | 28 | zero |
 //!
-//! The durable length bounds what a start must verify after a restart of the machine: everything behind the largest one found, nothing before it.
+//! The durable length bounds what a start must verify after a restart of the machine: everything behind the largest one
+//! found, nothing before it.
 
 use crc_fast::{CrcAlgorithm, checksum};
 use ltx::{Checksum, PageSize, Txid};

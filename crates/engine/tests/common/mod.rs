@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+pub mod disk;
 pub mod edge;
 mod kernel;
 mod vfs;
@@ -28,6 +29,10 @@ pub struct Node {
     pub edge: Arc<Edge>,
 }
 
+/// Makes a table `t` of 15 pages or more.
+pub const ROWS: &str = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM c WHERE n < 60) \
+    INSERT INTO t SELECT n, randomblob(900) FROM c";
+
 pub fn name() -> DbName {
     "a.db".parse().unwrap()
 }
@@ -38,7 +43,11 @@ impl Node {
     }
 
     pub fn primary() -> Node {
-        let node = Node::new();
+        Node::primary_with(StoreOptions::default())
+    }
+
+    pub fn primary_with(options: StoreOptions) -> Node {
+        let node = Node::open_with(tempfile::tempdir().unwrap(), Coherence::Passthrough, options);
         node.store.set_role(Role::Primary { epoch: 1 }).unwrap();
         node
     }
@@ -132,11 +141,8 @@ pub fn replicate(from: &Node, to: &Node) {
             .unwrap()
             .filter(|record| record.info.pre == have.post_apply || next.0 == 1);
         match record {
-            Some(record) => to.store.receive(&name(), &mut record.reader()).unwrap(),
-            None => {
-                let snapshot = from.db().snapshot().unwrap();
-                to.store.receive(&name(), &mut snapshot.ltx(7).unwrap()).unwrap()
-            }
+            Some(record) => drop(to.store.receive(&name(), &mut record.reader()).unwrap()),
+            None => send_snapshot(from, to),
         };
     }
     wait_applied(to);
@@ -160,6 +166,12 @@ pub fn send_last(from: &Node, to: &Node) {
     let last = from.db().drain().unwrap();
     let record = from.db().record(last.txid).unwrap().unwrap();
     to.store.receive(&name(), &mut record.reader()).unwrap();
+}
+
+/// Sends all of a database, which the other node need not apply at once.
+pub fn send_snapshot(from: &Node, to: &Node) {
+    let snapshot = from.db().snapshot().unwrap();
+    to.store.receive(&name(), &mut snapshot.ltx(7).unwrap()).unwrap();
 }
 
 pub fn list(dir: &Path) -> Vec<PathBuf> {
