@@ -1,7 +1,8 @@
 //! What a node does besides its mount: lease, replication, API, housekeeping.
 //!
 //! Started on an open store and stopped in the order that lets another node take over: writers stop and the last
-//! transactions leave while the API still serves them, then the API ends.
+//! transactions leave while the API still serves them, then the API ends. Where the next process of this node takes over
+//! instead, nothing changes hands, so that the API ends first.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::events::EventHub;
 use crate::http::{Api, NodeFacts, Parts, Server};
 use crate::leadership::{Lag, Leadership};
-use crate::lease::elector::{Elector, ElectorHandle, ElectorOptions, Shared};
+use crate::lease::elector::{Elector, ElectorHandle, ElectorOptions, Ending, Resumed, Shared, Stop};
 use crate::lease::{Fence, Lease};
 use crate::metrics::Metrics;
 use crate::stream::Replicas;
@@ -41,6 +42,14 @@ pub struct ServiceOptions {
     pub retention_interval: Option<Duration>,
 }
 
+/// What the services of a process have of those before them. By default nothing: a fence of their own, and no term.
+#[derive(Debug, Clone, Default)]
+pub struct Succession {
+    pub fence: Fence,
+    /// The term that the open store is primary of already; none for a store that is a replica.
+    pub resumed: Option<Resumed>,
+}
+
 /// The running services of a node.
 pub struct Services {
     pub address: SocketAddr,
@@ -52,21 +61,33 @@ pub struct Services {
     elector_task: JoinHandle<()>,
     api_task: JoinHandle<()>,
     housekeeper: JoinHandle<()>,
-    stop_elector: CancellationToken,
+    stop: Stop,
     stop_api: CancellationToken,
 }
 
 impl Services {
-    /// Starts everything. Call within the runtime.
+    /// Starts everything on a store that is a replica. Call within the runtime.
     pub fn start(
         options: ServiceOptions,
         store: Arc<Store>,
         lease: Arc<dyn Lease>,
         server: Server,
     ) -> Services {
+        Self::succeed(options, Succession::default(), store, lease, server)
+    }
+
+    /// As `start`, after a process of this node whose fence, and maybe term, goes on.
+    pub fn succeed(
+        options: ServiceOptions,
+        succession: Succession,
+        store: Arc<Store>,
+        lease: Arc<dyn Lease>,
+        server: Server,
+    ) -> Services {
+        let Succession { fence, resumed } = succession;
         let (leading, leadership) = watch::channel(Leadership::default());
-        let (lag, fence, replicas) = (Lag::default(), Fence::default(), Arc::new(Replicas::default()));
-        let (stop_elector, stop_api) = (CancellationToken::new(), CancellationToken::new());
+        let (lag, replicas) = (Lag::default(), Arc::new(Replicas::default()));
+        let (stop, stop_api) = (Stop::default(), CancellationToken::new());
         let shared = Shared {
             lease,
             store: store.clone(),
@@ -74,9 +95,9 @@ impl Services {
             lag: lag.clone(),
             fence: fence.clone(),
             replicas: replicas.clone(),
-            shutdown: stop_elector.clone(),
+            stop: stop.clone(),
         };
-        let (elector, handle) = Elector::new(options.elector.clone(), shared);
+        let (elector, handle) = Elector::new(options.elector.clone(), shared, resumed);
         let fuse_mode = Arc::new(OnceLock::new());
         let api = Api::new(Parts {
             store: store.clone(),
@@ -97,7 +118,7 @@ impl Services {
             },
         });
         let address = server.address();
-        let housekeeper = tokio::spawn(keep_house(options, store, replicas, stop_elector.clone()));
+        let housekeeper = tokio::spawn(keep_house(options, store, replicas, stop.clone()));
         Services {
             address,
             leadership,
@@ -107,14 +128,25 @@ impl Services {
             elector_task: tokio::spawn(elector.run()),
             api_task: tokio::spawn(server.serve(api, stop_api.clone())),
             housekeeper,
-            stop_elector,
+            stop,
             stop_api,
         }
     }
 
     /// Stops everything. Afterwards the store is a replica's and nobody uses it.
     pub async fn stop(self) {
-        self.stop_elector.cancel();
+        self.end(Ending::Stopped).await;
+    }
+
+    /// Ends everything. Afterwards nobody here uses the store. One that is replaced keeps its role, its lease and what
+    /// is left of its fence: see `Resumed::left_in` for what the next process goes on with.
+    pub async fn end(self, ending: Ending) {
+        match ending {
+            Ending::Stopped => {}
+            // A replica whose stream ends now must not come back before the next process is there.
+            Ending::Replaced => self.stop_api.cancel(),
+        }
+        self.stop.order(ending);
         if self.elector_task.await.is_err() {
             tracing::error!("the elector ended unexpectedly");
         }
@@ -127,19 +159,14 @@ impl Services {
 }
 
 /// Flushes tables and lets go of old records, now and then.
-async fn keep_house(
-    options: ServiceOptions,
-    store: Arc<Store>,
-    replicas: Arc<Replicas>,
-    shutdown: CancellationToken,
-) {
+async fn keep_house(options: ServiceOptions, store: Arc<Store>, replicas: Arc<Replicas>, stop: Stop) {
     let mut ticks = tokio::time::interval(MAINTENANCE);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut enforced = tokio::time::Instant::now();
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
-            () = shutdown.cancelled() => return,
+            _ = stop.ordered() => return,
         }
         let due = options
             .retention_interval

@@ -22,11 +22,12 @@ impl BootTime {
         self.0.saturating_sub(Self::now().0)
     }
 
-    pub(super) fn from_nanos(nanos: u64) -> Self {
+    pub fn from_nanos(nanos: u64) -> Self {
         BootTime(Duration::from_nanos(nanos))
     }
 
-    pub(super) fn as_nanos(self) -> u64 {
+    /// Nanoseconds since the machine was started, as in a `DeadlineCell`.
+    pub fn as_nanos(self) -> u64 {
         u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
     }
 }

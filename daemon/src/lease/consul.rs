@@ -115,20 +115,26 @@ impl ConsulLease {
     /// Renews the session first, as the time that counts starts with it, then makes sure that it still has the key.
     async fn try_renew(&self, id: &str) -> Result<Grant> {
         let sent = BootTime::now();
-        self.api.renew_session(id).await?;
+        let ttl = self.granted(self.api.renew_session(id).await?);
         match self.api.get(&self.key).await?.entry {
-            Some(entry) if entry.session.as_deref() == Some(id) => Ok(Grant::since(id, sent, self.ttl)),
+            Some(entry) if entry.session.as_deref() == Some(id) => Ok(Grant::since(id, sent, ttl)),
             _ => Err(LeaseError::Gone),
         }
     }
 
     async fn try_take_over(&self, id: &str, holder: Holder) -> Result<Grant> {
         let sent = BootTime::now();
-        self.api.renew_session(id).await?;
+        let ttl = self.granted(self.api.renew_session(id).await?);
         match self.publish(id, &holder).await? {
-            true => Ok(Grant::since(id, sent, self.ttl)),
+            true => Ok(Grant::since(id, sent, ttl)),
             false => Err(LeaseError::Gone),
         }
+    }
+
+    /// How long a renewal is good for. Another node, or this one when it was configured otherwise, may have created the
+    /// session with a shorter time to live.
+    fn granted(&self, session_ttl: Option<Duration>) -> Duration {
+        session_ttl.map_or(self.ttl, |ttl| ttl.min(self.ttl))
     }
 
     async fn try_claim_cluster_id(&self, id: String) -> Result<String> {

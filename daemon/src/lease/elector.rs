@@ -1,8 +1,8 @@
 //! The state machine that makes this node primary or replica.
 //!
 //! Round after round: look who holds the lease, then lead, follow, campaign or wait. It alone sets the store's role and
-//! publishes the leadership. `lead` is the time as primary, `hand_over` its planned end, `step_down` the same after a failure of
-//! the disk, `track` the time as replica.
+//! publishes the leadership. `lead` is the time as primary, `resume` that of a term which a former process of this node
+//! began, `hand_over` its planned end, `step_down` the same after a failure of the disk, `track` the time as replica.
 //!
 //! Order of things, which is what keeps two primaries apart:
 //! * The store becomes primary after the lease is ours and its epoch is recorded; it ceases to be before the lease is
@@ -15,7 +15,10 @@ mod command;
 mod hand_over;
 mod keeper;
 mod lead;
+mod record;
+mod resume;
 mod step_down;
+mod stop;
 #[cfg(test)]
 mod tests;
 mod track;
@@ -28,10 +31,11 @@ use std::time::Duration;
 use engine::{Database, Role, Store};
 use litefs_api::{NodeId, Position};
 use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
 
 pub use command::{Command, ElectorHandle, Refusal};
+pub use resume::Resumed;
 use step_down::Trouble;
+pub use stop::{Ending, Stop};
 
 use super::{Backoff, Fence, Holder, Lease, LeaseError, Sighting, Standing, kept};
 use crate::leadership::{Lag, Leadership};
@@ -64,8 +68,10 @@ pub struct Elector {
     fence: Fence,
     replicas: Arc<Replicas>,
     commands: mpsc::Receiver<Command>,
-    shutdown: CancellationToken,
+    stop: Stop,
     backoff: Backoff,
+    /// The term to go on with, until that has begun.
+    resumed: Option<Resumed>,
     /// Nobody writes to the store on behalf of a stream when this is done.
     receiving: Arc<Done>,
     /// A lease that was passed on to this node.
@@ -85,7 +91,7 @@ pub struct Shared {
     pub lag: Lag,
     pub fence: Fence,
     pub replicas: Arc<Replicas>,
-    pub shutdown: CancellationToken,
+    pub stop: Stop,
 }
 
 /// What a round comes to.
@@ -112,7 +118,13 @@ enum RoundError {
 }
 
 impl Elector {
-    pub fn new(options: ElectorOptions, shared: Shared) -> (Elector, ElectorHandle) {
+    /// A node whose store is primary goes on with the term `resumed`, and is seen as its primary from here on. One whose
+    /// store is a replica begins without any time as primary, whatever the fence's cell held.
+    pub fn new(
+        options: ElectorOptions,
+        shared: Shared,
+        resumed: Option<Resumed>,
+    ) -> (Elector, ElectorHandle) {
         let (sender, commands) = mpsc::channel(16);
         let Shared {
             lease,
@@ -121,7 +133,7 @@ impl Elector {
             lag,
             fence,
             replicas,
-            shutdown,
+            stop,
         } = shared;
         let backoff = Backoff::new(FIRST_PAUSE, options.reconnect_delay.max(FIRST_PAUSE));
         let elector = Elector {
@@ -134,24 +146,35 @@ impl Elector {
             fence,
             replicas,
             commands,
-            shutdown,
+            stop,
             backoff,
+            resumed,
             receiving: Arc::default(),
             passed_on: None,
             forced: false,
             standing: Standing::Eligible,
         };
+        match &resumed {
+            Some(resumed) => elector.appear(resumed),
+            None => elector.fence.drop_now(),
+        }
         (elector, ElectorHandle::new(sender))
     }
 
-    /// Runs until shutdown. On return this node is not primary and has let go of the lease.
+    /// Runs until it is told to stop. On return this node is not primary and has let go of the lease, or it is replaced and
+    /// has left everything to the next process.
     pub async fn run(mut self) {
         match super::epoch::load(self.store.dir()) {
-            Ok(epoch) => self.leadership.send_modify(|leadership| leadership.epoch = epoch),
+            Ok(epoch) => self.leadership.send_modify(|leadership| {
+                leadership.epoch = leadership.epoch.max(epoch);
+            }),
             Err(error) => tracing::error!(%error, "cannot read the highest epoch this node has seen"),
         }
-        self.take_back().await;
-        while !self.shutdown.is_cancelled() {
+        match self.resumed.take() {
+            Some(resumed) => self.resume(resumed).await,
+            None => self.take_back().await,
+        }
+        while !self.stop.is_ordered() {
             match self.round().await {
                 Ok(Next::Round) => self.backoff.reset(),
                 Ok(Next::Pause(sighting)) => self.pause(sighting).await,
@@ -187,7 +210,7 @@ impl Elector {
             async { Ok::<_, LeaseError>((self.lease.holder().await?, self.lease.cluster_id().await?)) };
         let (sighting, service_id) = tokio::select! {
             looked = looks => looked?,
-            () = self.shutdown.cancelled() => return Ok(Next::Round),
+            _ = self.stop.ordered() => return Ok(Next::Round),
         };
         let local_id = self.store.cluster_id();
         if let (Some(service), Some(local)) = (&service_id, &local_id)
@@ -271,7 +294,7 @@ impl Elector {
         tokio::select! {
             () = &mut changed => {}
             Some(command) = self.commands.recv() => self.command_while_idle(command),
-            () = self.shutdown.cancelled() => {}
+            _ = self.stop.ordered() => {}
         }
         Next::Round
     }
@@ -280,7 +303,7 @@ impl Elector {
         tokio::select! {
             () = tokio::time::sleep(limit) => {}
             Some(command) = self.commands.recv() => self.command_while_idle(command),
-            () = self.shutdown.cancelled() => {}
+            _ = self.stop.ordered() => {}
         }
     }
 

@@ -107,6 +107,11 @@ impl Imitation {
         self.consul.changed.notify_waiters();
     }
 
+    /// The session that has a key's lock.
+    pub(crate) fn session(&self, key: &str) -> Option<String> {
+        self.consul.state.lock().keys.get(key)?.session.clone()
+    }
+
     pub(crate) fn value(&self, key: &str) -> Option<String> {
         let state = self.consul.state.lock();
         state
@@ -257,7 +262,8 @@ fn session(consul: &Consul, rest: &str, body: &[u8]) -> Answer {
         Some(("renew", id)) => match state.sessions.get_mut(id) {
             Some(session) => {
                 session.expires = Instant::now() + session.ttl;
-                json_answer(json!([{ "ID": id }]))
+                let ttl = GoDuration::from_duration(session.ttl).to_string();
+                json_answer(json!([{ "ID": id, "TTL": ttl }]))
             }
             None => status(StatusCode::NOT_FOUND, "Session id not found"),
         },

@@ -32,7 +32,7 @@ use futures_util::future::BoxFuture;
 pub use backoff::Backoff;
 pub use clock::BootTime;
 pub use consul::{ConsulLease, ConsulOptions};
-pub use fence::Fence;
+pub use fence::{DeadlineCell, Fence};
 pub use standing::{Standing, standing};
 pub use static_lease::StaticLease;
 pub use types::{Acquired, ClusterState, Grant, Holder, LeaseError, Recorded, Sighting};

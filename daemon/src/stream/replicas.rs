@@ -12,9 +12,10 @@ use tokio::sync::watch;
 use super::position_map::PositionMap;
 
 /// What a stream is to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Order {
     /// Send what happens.
+    #[default]
     Serve,
     /// No more will happen: send all of it and tell when that is done.
     Flush,
@@ -133,7 +134,14 @@ impl Replica {
 /// All connected replicas.
 #[derive(Debug, Default)]
 pub struct Replicas {
-    connected: Mutex<BTreeMap<NodeId, Arc<Replica>>>,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    connected: BTreeMap<NodeId, Arc<Replica>>,
+    /// What a replica that connects is ordered first.
+    first_order: Order,
 }
 
 impl Replicas {
@@ -150,17 +158,19 @@ impl Replicas {
             acked: positions.clone(),
             flushed: false,
         };
+        let mut table = self.table.lock();
         let replica = Arc::new(Replica {
             node_id,
             hostname,
             candidate: abilities.candidate,
             acknowledges: abilities.acknowledges,
-            order: watch::Sender::new(Order::Serve),
+            order: watch::Sender::new(table.first_order.clone()),
             progress: watch::Sender::new(progress),
         });
-        if let Some(former) = self.connected.lock().insert(node_id, Arc::clone(&replica)) {
+        if let Some(former) = table.connected.insert(node_id, Arc::clone(&replica)) {
             former.order(Order::Abort);
         }
+        drop(table);
         Connected {
             replicas: Arc::clone(self),
             replica,
@@ -168,21 +178,27 @@ impl Replicas {
     }
 
     pub fn find(&self, node_id: NodeId) -> Option<Arc<Replica>> {
-        self.connected.lock().get(&node_id).cloned()
+        self.table.lock().connected.get(&node_id).cloned()
     }
 
     pub fn all(&self) -> Vec<Arc<Replica>> {
-        self.connected.lock().values().cloned().collect()
+        self.table.lock().connected.values().cloned().collect()
     }
 
     pub fn count(&self) -> usize {
-        self.connected.lock().len()
+        self.table.lock().connected.len()
     }
 
     pub fn order_all(&self, order: &Order) {
         for replica in self.all() {
             replica.order(order.clone());
         }
+    }
+
+    /// Ends all streams cleanly, and those that are asked for from now on before they have begun.
+    pub fn close(&self) {
+        self.table.lock().first_order = Order::End;
+        self.order_all(&Order::End);
     }
 
     /// Has every stream send what there is, and waits until all replicas have `positions`; tells how many do not.
@@ -211,7 +227,7 @@ pub(super) struct Connected {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        let mut connected = self.replicas.connected.lock();
+        let connected = &mut self.replicas.table.lock().connected;
         // A newer stream of the same node is not this one's to remove.
         if connected
             .get(&self.replica.node_id)
@@ -268,6 +284,16 @@ mod tests {
         );
         connected.replica.flushed();
         assert!(connected.replica.has(&positions(2), SHORT).await);
+    }
+
+    #[test]
+    fn a_stream_that_is_asked_for_at_the_end_ends_at_once() {
+        let replicas = Arc::new(Replicas::default());
+        let first = replicas.connect(NodeId(1), "r".to_string(), ACKS, &PositionMap::new());
+        replicas.close();
+        let late = replicas.connect(NodeId(2), "s".to_string(), ACKS, &PositionMap::new());
+        assert_eq!(*first.replica.orders().borrow(), Order::End);
+        assert_eq!(*late.replica.orders().borrow(), Order::End);
     }
 
     #[test]

@@ -59,6 +59,12 @@ struct SessionId {
     id: String,
 }
 
+#[derive(Deserialize)]
+struct RenewedSession {
+    #[serde(rename = "TTL")]
+    ttl: String,
+}
+
 impl Found {
     /// The value as text; none for a key that is missing or empty.
     pub(super) fn text(&self) -> Option<String> {
@@ -126,13 +132,13 @@ impl Api {
         Ok(session.id)
     }
 
-    /// `LeaseError::Gone` for a session that has ended.
-    pub(super) async fn renew_session(&self, id: &str) -> Result<()> {
+    /// Gives the session's own time to live, if the answer tells it. `LeaseError::Gone` for a session that has ended.
+    pub(super) async fn renew_session(&self, id: &str) -> Result<Option<Duration>> {
         let request = self.put_request(&format!("session/renew/{id}"));
         let response = self.request("renew session", request, self.timeout).await?;
         match response.status() {
             StatusCode::NOT_FOUND => Err(LeaseError::Gone),
-            status if status.is_success() => Ok(()),
+            status if status.is_success() => Ok(read_ttl(response).await),
             _ => Err(refused("renew session", response).await),
         }
     }
@@ -270,6 +276,12 @@ fn decode(raw: RawEntry) -> Result<Entry> {
         session,
         modify_index: raw.modify_index,
     })
+}
+
+/// The session is renewed, whatever this answer looks like.
+async fn read_ttl(response: Response) -> Option<Duration> {
+    let sessions: Vec<RenewedSession> = read_json("renew session", response).await.ok()?;
+    GoDuration::parse(&sessions.first()?.ttl).ok()?.positive()
 }
 
 async fn read_json<T: serde::de::DeserializeOwned>(operation: &'static str, response: Response) -> Result<T> {

@@ -56,6 +56,10 @@ impl Elector {
         if let Err(error) = self.prepare(term, &target).await {
             tracing::warn!(%error, "handoff failed, staying primary");
             target.order(Order::Serve);
+            // The last step of the preparation may have failed half-way.
+            if let Err(error) = self.keep(&term.grant).await {
+                tracing::warn!(%error, "cannot note the lease again");
+            }
             // If even that fails the fence and the keeper decide, as for any primary in trouble.
             self.set_role(Role::Primary { epoch: term.epoch }).await?;
             return Err(error);
@@ -76,7 +80,7 @@ impl Elector {
         if !target.has(&position_map(&positions), CATCH_UP_LIMIT).await {
             return Err(HandOverError::Behind(target.node_id));
         }
-        self.record_last(term, &positions).await?;
+        self.record(term, &positions).await?;
         // A process of this node that comes later must not take back what it has passed on.
         Ok(self.forget_kept().await?)
     }

@@ -22,12 +22,22 @@ fn margin(ttl: Duration) -> Duration {
 }
 
 impl Keeper {
-    /// Extends the fence by `grant` and goes on renewing.
+    /// Raises the fence by `grant` and goes on renewing.
     pub(super) fn start(lease: Arc<dyn Lease>, fence: Fence, grant: Grant) -> Self {
-        let (sender, gone) = watch::channel(false);
         fence.raise(grant.deadline - margin(lease.ttl()));
+        let first = interval(&grant);
+        Self::spawn(lease, fence, grant, first)
+    }
+
+    /// Goes on renewing what a former process was granted, at once. Until that has succeeded the fence stays as it is.
+    pub(super) fn resume(lease: Arc<dyn Lease>, fence: Fence, grant: Grant) -> Self {
+        Self::spawn(lease, fence, grant, Duration::ZERO)
+    }
+
+    fn spawn(lease: Arc<dyn Lease>, fence: Fence, grant: Grant, first: Duration) -> Self {
+        let (sender, gone) = watch::channel(false);
         let task = tokio::spawn(async move {
-            keep(&*lease, &fence, grant).await;
+            keep(&*lease, &fence, grant, first).await;
             sender.send_replace(true);
         });
         Keeper { task, gone }
@@ -41,6 +51,13 @@ impl Keeper {
             std::future::pending::<()>().await;
         }
     }
+
+    /// Ends renewing. Afterwards the fence is not moved any more.
+    pub(super) async fn end(mut self) {
+        self.task.abort();
+        // Cancelled, or over already.
+        let _ = (&mut self.task).await;
+    }
 }
 
 impl Drop for Keeper {
@@ -49,19 +66,22 @@ impl Drop for Keeper {
     }
 }
 
+/// Three attempts fit into the time of a grant. A lease that never ends is looked after all the same.
+fn interval(grant: &Grant) -> Duration {
+    (grant.deadline.remaining() / 3).min(Duration::from_secs(60))
+}
+
 /// Returns when the lease is gone.
-async fn keep(lease: &dyn Lease, fence: &Fence, mut grant: Grant) {
-    // Three attempts fit into a time-to-live. A lease that never ends is looked after all the same.
-    let interval = (lease.ttl() / 3).min(Duration::from_secs(60));
+async fn keep(lease: &dyn Lease, fence: &Fence, mut grant: Grant, first: Duration) {
     let retry = (lease.ttl() / 20).clamp(Duration::from_millis(20), Duration::from_secs(1));
-    let mut pause = interval;
+    let mut pause = first;
     loop {
         tokio::time::sleep(pause).await;
         pause = match lease.renew(&grant).await {
             Ok(renewed) => {
                 grant = renewed;
                 fence.extend(grant.deadline - margin(lease.ttl()));
-                interval
+                interval(&grant)
             }
             Err(LeaseError::Gone) => return,
             Err(error) => {

@@ -7,9 +7,9 @@ use engine::Role;
 use litefs_api::{NodeId, Position};
 
 use super::keeper::Keeper;
-use super::{Command, Elector, Next, Refusal, RoundError};
+use super::{Command, Elector, Ending, Next, Refusal, RoundError};
 use crate::lease::kept::{self, Kept};
-use crate::lease::{ClusterState, Grant, LeaseError, Recorded};
+use crate::lease::{Grant, Recorded};
 use crate::stream::Order;
 use crate::stream::position_map::PositionMap;
 
@@ -26,15 +26,15 @@ pub(super) struct Term {
     pub(super) grant: Grant,
     pub(super) epoch: u64,
     pub(super) keeper: Keeper,
-    /// What is recorded, and the version to replace it by.
-    recorded: Recorded,
+    /// What this process has recorded last, and the version to replace it by; nothing before its first record.
+    pub(super) recorded: Option<Recorded>,
 }
 
 const NOT_RENEWED: &str = "the lease could not be renewed in time";
 
 /// Why a term ends.
 pub(super) enum End {
-    Shutdown,
+    Ordered(Ending),
     Lost(&'static str),
     HandedOver,
 }
@@ -54,43 +54,54 @@ impl Elector {
             grant,
             epoch,
             keeper,
-            recorded,
+            recorded: None,
         };
-        if let Err(error) = self.begin(&mut term).await {
+        if let Err(error) = self.begin(&mut term, &recorded).await {
             tracing::warn!(%error, "cannot become primary, letting go of the lease");
             self.step_back(term).await;
             return Err(error);
         }
-        let end = self.preside(&mut term).await;
-        match end {
-            End::Shutdown => self.resign(term).await,
-            End::Lost(reason) => self.lose(term, reason).await,
-            End::HandedOver => {}
-        }
+        self.preside_to_the_end(term).await;
         Ok(Next::Round)
     }
 
+    /// The part of a term in which clients write, and its end.
+    pub(super) async fn preside_to_the_end(&mut self, mut term: Term) {
+        match self.preside(&mut term).await {
+            End::Ordered(Ending::Stopped) => self.resign(term).await,
+            End::Ordered(Ending::Replaced) => self.leave_to_successor(term).await,
+            End::Lost(reason) => self.lose(term, reason).await,
+            End::HandedOver => {}
+        }
+    }
+
     /// Makes sure that this node may lead, then lets clients write.
-    async fn begin(&mut self, term: &mut Term) -> Result<(), RoundError> {
+    async fn begin(&mut self, term: &mut Term, recorded: &Recorded) -> Result<(), RoundError> {
         self.settle_cluster_id().await?;
         let positions = self.positions().await?;
-        self.record(term, &positions).await?;
+        self.record_first(term, recorded, &positions).await?;
         self.remember_epoch(term.epoch).await?;
         self.keep(&term.grant).await?;
         self.set_role(Role::Primary { epoch: term.epoch }).await?;
         self.forced = false;
-        self.lag.set_primary();
-        self.leadership.send_modify(|leadership| {
-            leadership.is_primary = true;
-            leadership.primary = None;
-            leadership.ready = true;
-        });
+        self.appear_primary(term.epoch);
         tracing::info!(
             epoch = term.epoch,
             lease = self.lease.kind(),
             "primary lease acquired"
         );
         Ok(())
+    }
+
+    /// What everybody else sees of the begin of a term.
+    pub(super) fn appear_primary(&self, epoch: u64) {
+        self.lag.set_primary();
+        self.leadership.send_modify(|leadership| {
+            leadership.is_primary = true;
+            leadership.epoch = epoch;
+            leadership.primary = None;
+            leadership.ready = true;
+        });
     }
 
     /// The cluster's id is the service's, else this node's, else a new one.
@@ -108,31 +119,6 @@ impl Elector {
         }
     }
 
-    async fn record(
-        &self,
-        term: &mut Term,
-        positions: &BTreeMap<String, Position>,
-    ) -> Result<(), RoundError> {
-        let positions = positions
-            .iter()
-            .map(|(name, position)| (name.clone(), position.to_string()))
-            .collect();
-        let state = ClusterState {
-            epoch: term.epoch,
-            primary: self.options.hostname.clone(),
-            positions,
-        };
-        if term.recorded.state.as_ref() == Some(&state) {
-            return Ok(());
-        }
-        let version = self.lease.record(&state, term.recorded.version).await?;
-        term.recorded = Recorded {
-            state: Some(state),
-            version,
-        };
-        Ok(())
-    }
-
     fn farewell(&self) -> Duration {
         (self.lease.ttl() / 8).min(LONGEST_FAREWELL)
     }
@@ -141,11 +127,11 @@ impl Elector {
         let interval = (self.lease.ttl() / 2).min(LONGEST_RECORD_INTERVAL);
         let mut records = tokio::time::interval(interval);
         records.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (fence, shutdown) = (self.fence.clone(), self.shutdown.clone());
+        let (fence, stop) = (self.fence.clone(), self.stop.clone());
         let farewell = self.farewell();
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return End::Shutdown,
+                ending = stop.ordered() => return End::Ordered(ending),
                 () = fence.expires_within(farewell) => return End::Lost(NOT_RENEWED),
                 () = self.trouble.due(&self.store) => {
                     if let Some(end) = self.step_down(term).await {
@@ -178,24 +164,8 @@ impl Elector {
         }
     }
 
-    /// Tells those who come after how far this term is.
-    async fn record_positions(&self, term: &mut Term) -> Option<End> {
-        let recorded = match self.positions().await {
-            Ok(positions) => self.record(term, &positions).await,
-            Err(error) => Err(error),
-        };
-        match recorded {
-            Ok(()) => None,
-            Err(RoundError::Lease(LeaseError::Gone)) => Some(End::Lost("another node recorded a term")),
-            Err(error) => {
-                tracing::warn!(%error, "cannot record positions with the lease");
-                None
-            }
-        }
-    }
-
     /// A planned end: no writers, everything sent, then the lease is free at once.
-    async fn resign(&mut self, mut term: Term) {
+    pub(super) async fn resign(&mut self, mut term: Term) {
         let positions = match self.stop_writers().await {
             Ok(positions) => positions,
             Err(error) => {
@@ -216,8 +186,21 @@ impl Elector {
         tracing::info!(epoch = term.epoch, "primary lease released");
     }
 
+    /// The term goes on in the next process: lease, fence and role stay as they are, and clients go on writing.
+    async fn leave_to_successor(&self, term: Term) {
+        // What is being sent must not keep this process; the next one sends the rest.
+        self.replicas.close();
+        // From here on the fence is the next process's to move.
+        term.keeper.end().await;
+        tracing::info!(
+            epoch = term.epoch,
+            left = ?self.fence.deadline().remaining(),
+            "leaving the term to this node's next process"
+        );
+    }
+
     /// The lease is somebody else's, or may be any moment.
-    async fn lose(&mut self, term: Term, reason: &str) {
+    pub(super) async fn lose(&mut self, term: Term, reason: &str) {
         tracing::error!(epoch = term.epoch, reason, "primary lease lost");
         // Writers first: what they have committed can still be sent while the lease lasts.
         match self.stop_writers().await {
@@ -252,14 +235,6 @@ impl Elector {
         self.positions().await
     }
 
-    pub(super) async fn record_last(
-        &self,
-        term: &mut Term,
-        positions: &BTreeMap<String, Position>,
-    ) -> Result<(), RoundError> {
-        self.record(term, positions).await
-    }
-
     /// What everybody else sees of the end of a term.
     pub(super) fn leave(&mut self, order: &Order) {
         self.replicas.order_all(order);
@@ -279,7 +254,7 @@ impl Elector {
     }
 
     /// Notes the lease for the process that comes after this one, in case this one dies.
-    async fn keep(&self, grant: &Grant) -> Result<(), RoundError> {
+    pub(super) async fn keep(&self, grant: &Grant) -> Result<(), RoundError> {
         let kept = Kept {
             id: grant.id.clone(),
             node_id: NodeId(self.store.node_id()),

@@ -1,6 +1,9 @@
 //! Nodes of one process that share a lease service, without a mount: SQLite files come in through the API.
 
+mod resumed;
+
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use engine::disk::failing::FailingDisk;
@@ -13,8 +16,8 @@ use tokio::runtime::Runtime;
 use super::ElectorOptions;
 use crate::http::Server;
 use crate::lease::imitation::Imitation;
-use crate::lease::{ClusterState, ConsulLease, ConsulOptions, Lease};
-use crate::services::{ServiceOptions, Services};
+use crate::lease::{ClusterState, ConsulLease, ConsulOptions, Fence, Lease};
+use crate::services::{ServiceOptions, Services, Succession};
 
 const TTL: Duration = Duration::from_millis(1500);
 const LOCK_DELAY: Duration = Duration::from_millis(200);
@@ -22,9 +25,27 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Longer than it takes another node to stop and this one to take the lease.
 const DEMOTE_DELAY: Duration = Duration::from_secs(4);
 
+const KEY: &str = "litefs/primary";
+
 struct Cluster {
     runtime: Runtime,
     consul: Imitation,
+    ttl: Duration,
+    lock_delay: Duration,
+}
+
+/// What a node is started with.
+struct Start {
+    dir: tempfile::TempDir,
+    hostname: String,
+    candidate: bool,
+    /// `HOST:PORT` of the API.
+    address: String,
+    node_id: u64,
+    lease: Arc<dyn Lease>,
+    succession: Succession,
+    /// Where the fence's deadline is.
+    cell: Arc<AtomicU64>,
 }
 
 /// A node in a runtime of its own, so that it can die at once.
@@ -34,23 +55,32 @@ struct Node {
     store: Arc<Store>,
     client: Client,
     disk: FailingDisk,
+    cell: Arc<AtomicU64>,
     dir: tempfile::TempDir,
 }
 
 impl Cluster {
     fn start() -> Self {
+        Self::with(TTL, LOCK_DELAY)
+    }
+
+    fn with(ttl: Duration, lock_delay: Duration) -> Self {
         let runtime = runtime();
         let consul = runtime.block_on(Imitation::start());
-        Cluster { runtime, consul }
+        Cluster {
+            runtime,
+            consul,
+            ttl,
+            lock_delay,
+        }
     }
 
     fn lease(&self) -> ConsulLease {
-        let (url, key) = (self.consul.url(), "litefs/primary".to_string());
         ConsulLease::new(ConsulOptions {
-            url,
-            key,
-            ttl: TTL,
-            lock_delay: LOCK_DELAY,
+            url: self.consul.url(),
+            key: KEY.to_string(),
+            ttl: self.ttl,
+            lock_delay: self.lock_delay,
         })
         .unwrap()
     }
@@ -60,43 +90,9 @@ impl Cluster {
     }
 
     fn node_in(&self, dir: tempfile::TempDir, hostname: &str, candidate: bool) -> Node {
-        let runtime = runtime();
-        let disk = FailingDisk::default();
-        let options = StoreOptions {
-            disk: Arc::new(disk.clone()),
-            ..StoreOptions::default()
-        };
-        let store = Store::open(dir.path(), options).unwrap();
-        let kernel = Arc::new(engine::Direct::new(store.files_dir()));
-        store.start(kernel).unwrap();
-        let lease: Arc<dyn Lease> = Arc::new(self.lease());
-        let services = runtime.block_on(async {
-            let server = Server::bind("127.0.0.1:0").await.unwrap();
-            let elector = ElectorOptions {
-                candidate,
-                hostname: hostname.to_string(),
-                advertise_url: format!("http://{}", server.address()),
-                reconnect_delay: Duration::from_millis(500),
-                demote_delay: DEMOTE_DELAY,
-            };
-            let options = ServiceOptions {
-                elector,
-                data_dir: dir.path().to_path_buf(),
-                snapshot_timeout: None,
-                retention: None,
-                retention_interval: None,
-            };
-            Services::start(options, store.clone(), lease, server)
-        });
-        let client = Client::new(&format!("http://{}", services.address)).unwrap();
-        Node {
-            runtime: Some(runtime),
-            services: Some(services),
-            store,
-            client,
-            disk,
-            dir,
-        }
+        let mut start = Start::fresh(dir, hostname, Arc::new(self.lease()));
+        start.candidate = candidate;
+        start.node()
     }
 
     fn state(&self) -> ClusterState {
@@ -106,6 +102,80 @@ impl Cluster {
             .unwrap()
             .state
             .unwrap_or_default()
+    }
+}
+
+impl Start {
+    fn fresh(dir: tempfile::TempDir, hostname: &str, lease: Arc<dyn Lease>) -> Self {
+        let cell = Arc::new(AtomicU64::new(0));
+        Start {
+            dir,
+            hostname: hostname.to_string(),
+            candidate: true,
+            address: "127.0.0.1:0".to_string(),
+            node_id: StoreOptions::default().node_id,
+            lease,
+            succession: Succession {
+                fence: Fence::sharing(cell.clone()),
+                resumed: None,
+            },
+            cell,
+        }
+    }
+
+    fn node(self) -> Node {
+        let runtime = runtime();
+        let disk = FailingDisk::default();
+        let options = StoreOptions {
+            disk: Arc::new(disk.clone()),
+            node_id: self.node_id,
+            ..StoreOptions::default()
+        };
+        let store = Store::open(self.dir.path(), options).unwrap();
+        let kernel = Arc::new(engine::Direct::new(store.files_dir()));
+        store.start(kernel).unwrap();
+        if let Some(resumed) = &self.succession.resumed {
+            let epoch = resumed.epoch;
+            store.set_role(Role::Primary { epoch }).unwrap();
+        }
+        let services = runtime.block_on(async {
+            let server = bind(&self.address).await;
+            let elector = ElectorOptions {
+                candidate: self.candidate,
+                hostname: self.hostname,
+                advertise_url: format!("http://{}", server.address()),
+                reconnect_delay: Duration::from_millis(500),
+                demote_delay: DEMOTE_DELAY,
+            };
+            let options = ServiceOptions {
+                elector,
+                data_dir: self.dir.path().to_path_buf(),
+                snapshot_timeout: None,
+                retention: None,
+                retention_interval: None,
+            };
+            Services::succeed(options, self.succession, store.clone(), self.lease, server)
+        });
+        let client = Client::new(&format!("http://{}", services.address)).unwrap();
+        Node {
+            runtime: Some(runtime),
+            services: Some(services),
+            store,
+            client,
+            disk,
+            cell: self.cell,
+            dir: self.dir,
+        }
+    }
+}
+
+/// The sockets of a node that has just died may still have the port.
+async fn bind(address: &str) -> Server {
+    loop {
+        match Server::bind(address).await {
+            Ok(server) => return server,
+            Err(_) => tokio::task::yield_now().await,
+        }
     }
 }
 

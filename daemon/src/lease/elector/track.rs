@@ -60,7 +60,7 @@ impl Elector {
                         self.take_news(news).await?;
                     }
                     Some(command) = self.commands.recv() => self.command_while_replica(command, &primary),
-                    () = self.shutdown.cancelled() => break Event::Shutdown,
+                    _ = self.stop.ordered() => break Event::Shutdown,
                 }
             }
         };

@@ -1,0 +1,128 @@
+//! What a term leaves with the lease for those who come after it: its epoch and the positions of its databases.
+//!
+//! Check-and-set: a record that somebody else has written means that there is another primary. A record of this very term
+//! is no such thing. It is there when the answer to a write was lost, or when the process that the term was resumed from
+//! had a write under way.
+
+use std::collections::BTreeMap;
+
+use litefs_api::{NodeId, Position};
+
+use super::lead::{End, Term};
+use super::{Elector, RoundError};
+use crate::lease::{ClusterState, LeaseError, Recorded};
+
+/// A process has one write under way at most, so that the second attempt has nothing of the term to collide with.
+const ATTEMPTS: usize = 2;
+
+impl Elector {
+    /// Begins the record of a term. Nobody may have written since `found`, which this node was compared with.
+    pub(super) async fn record_first(
+        &self,
+        term: &mut Term,
+        found: &Recorded,
+        positions: &BTreeMap<String, Position>,
+    ) -> Result<(), RoundError> {
+        let state = self.state_of(term, positions);
+        Ok(self.write(term, state, found.version).await?)
+    }
+
+    pub(super) async fn record(
+        &self,
+        term: &mut Term,
+        positions: &BTreeMap<String, Position>,
+    ) -> Result<(), RoundError> {
+        let state = self.state_of(term, positions);
+        match &term.recorded {
+            Some(recorded) if recorded.state.as_ref() == Some(&state) => return Ok(()),
+            Some(recorded) => {
+                let version = recorded.version;
+                match self.write(term, state.clone(), version).await {
+                    Err(LeaseError::Gone) => {}
+                    written => return Ok(written?),
+                }
+            }
+            None => self.announce(term).await?,
+        }
+        Ok(self.record_over(term, &state).await?)
+    }
+
+    /// Tells those who come after how far this term is.
+    pub(super) async fn record_positions(&self, term: &mut Term) -> Option<End> {
+        let recorded = match self.positions().await {
+            Ok(positions) => tokio::select! {
+                recorded = self.record(term, &positions) => recorded,
+                // Whoever writes next finds out what became of this write.
+                ending = self.stop.ordered() => return Some(End::Ordered(ending)),
+            },
+            Err(error) => Err(error),
+        };
+        match recorded {
+            Ok(()) => None,
+            Err(RoundError::Lease(LeaseError::Gone)) => Some(End::Lost("another node recorded a term")),
+            Err(error) => {
+                tracing::warn!(%error, "cannot record positions with the lease");
+                None
+            }
+        }
+    }
+
+    /// Replaces a record of this term whose version is not known here.
+    async fn record_over(&self, term: &mut Term, state: &ClusterState) -> Result<(), LeaseError> {
+        for _ in 0..ATTEMPTS {
+            let found = self.own_record(term).await?;
+            match self.write(term, state.clone(), found.version).await {
+                Err(LeaseError::Gone) => {}
+                written => return written,
+            }
+        }
+        Err(LeaseError::Gone)
+    }
+
+    /// What is recorded, if it is of this term. Nothing at all is too: a service that keeps nothing, or a record that a
+    /// person removed.
+    async fn own_record(&self, term: &Term) -> Result<Recorded, LeaseError> {
+        let found = self.lease.state().await?;
+        let is_own =
+            |state: &ClusterState| state.epoch == term.epoch && state.primary == self.options.hostname;
+        match found.state.as_ref().is_none_or(is_own) {
+            true => Ok(found),
+            false => Err(LeaseError::Gone),
+        }
+    }
+
+    /// Sees to it that the lease of a resumed term says where this process is: it may be configured differently from
+    /// the one that has published the value.
+    async fn announce(&self, term: &Term) -> Result<(), LeaseError> {
+        let own = self.own_holder(term.epoch);
+        match self.lease.holder().await?.holder {
+            Some(holder) if holder != own && holder.node_id == NodeId(self.store.node_id()).to_string() => {
+                tracing::info!(from = %holder.advertise_url, to = %own.advertise_url, "publishing this node's new address");
+                self.lease.take_over(&term.grant.id, &own).await.map(drop)
+            }
+            // Whether a lease that is somebody else's, or nobody's, is lost is for the keeper to find out.
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    async fn write(&self, term: &mut Term, state: ClusterState, version: u64) -> Result<(), LeaseError> {
+        let version = self.lease.record(&state, version).await?;
+        term.recorded = Some(Recorded {
+            state: Some(state),
+            version,
+        });
+        Ok(())
+    }
+
+    fn state_of(&self, term: &Term, positions: &BTreeMap<String, Position>) -> ClusterState {
+        let positions = positions
+            .iter()
+            .map(|(name, position)| (name.clone(), position.to_string()))
+            .collect();
+        ClusterState {
+            epoch: term.epoch,
+            primary: self.options.hostname.clone(),
+            positions,
+        }
+    }
+}
