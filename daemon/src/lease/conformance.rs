@@ -187,6 +187,23 @@ async fn a_grant_ends_before_the_service_gives_the_lease_away() {
 }
 
 #[tokio::test]
+async fn a_session_is_trusted_for_its_own_time_to_live_only() {
+    let imitation = Imitation::start().await;
+    let grant = held(consul(&imitation).acquire(&holder("one", 1)).await.unwrap());
+    let patient = ConsulLease::new(ConsulOptions {
+        url: imitation.url(),
+        key: "litefs/primary".to_string(),
+        ttl: 100 * TTL,
+        lock_delay: LOCK_DELAY,
+    })
+    .unwrap();
+    let renewed = patient.renew(&grant).await.unwrap();
+    assert!(renewed.deadline.remaining() <= TTL);
+    let taken = patient.take_over(&grant.id, &holder("two", 2)).await.unwrap();
+    assert!(taken.deadline.remaining() <= TTL);
+}
+
+#[tokio::test]
 async fn a_lease_that_was_taken_away_is_gone() {
     let imitation = Imitation::start().await;
     let lease = consul(&imitation);

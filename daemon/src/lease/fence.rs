@@ -18,7 +18,8 @@ const DOWN: u64 = 0;
 
 /// Where a deadline is kept: nanoseconds of `CLOCK_BOOTTIME` (see `BootTime`), or 0 for no time as primary at all.
 ///
-/// One process at a time writes it. Whoever reads it may be another one.
+/// It is up before the first client may write and until the last one cannot, so that it says more than that this node is
+/// primary. One process at a time writes it. Whoever reads it may be another one.
 pub trait DeadlineCell: Send + Sync {
     fn nanos(&self) -> &AtomicU64;
 }

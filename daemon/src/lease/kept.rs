@@ -1,7 +1,8 @@
 //! The lease this node holds, noted in the data directory for the process that comes after this one.
 //!
 //! A process that dies leaves a lease behind that nobody renews and everybody waits for. The next process on the same
-//! data directory knows that its predecessor is gone for good, as it has the directory's lock, and lets go of that lease.
+//! data directory knows that its predecessor is gone for good, as it has the directory's lock. It goes on with the term of
+//! that lease where the mount has lived on, and takes the lease back for a new term where it has not.
 
 use std::io::{self, Write};
 use std::path::Path;

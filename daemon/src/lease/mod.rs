@@ -5,7 +5,8 @@
 //! test (`conformance`).
 //!
 //! Invariants:
-//! * A node acts as primary only while `Fence` holds, which ends before the service may give the lease away.
+//! * A node acts as primary only while `Fence` holds, which ends before the service may give the lease away. That goes for
+//!   the node, not for a process of it: the next one may go on with the term until the fence that it was left falls.
 //! * Each term has an epoch greater than all before it. The service keeps it together with the positions of that term,
 //!   so that a node which is behind, empty or on another branch does not become primary unless it is forced to.
 

@@ -40,7 +40,7 @@ pub(super) enum End {
 }
 
 impl Elector {
-    /// Leads until shutdown, a handoff, or the loss of the lease.
+    /// Leads until it is told to stop, a handoff, or the loss of the lease.
     pub(super) async fn lead(
         &mut self,
         grant: Grant,
@@ -244,7 +244,10 @@ impl Elector {
             .send_modify(|leadership| leadership.is_primary = false);
     }
 
+    /// Lets go of the lease, once writers are stopped or before they were let in.
     pub(super) async fn let_go(&self, grant: &Grant) {
+        // Before the service knows: a process that dies in between must leave no time to the next one.
+        self.fence.drop_now();
         if let Err(error) = self.lease.release(grant).await {
             tracing::warn!(%error, "cannot release the lease; it runs out by itself");
         }
