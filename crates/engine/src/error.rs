@@ -97,7 +97,7 @@ impl Error {
             Error::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             Error::Disk(e) => e.source.raw_os_error().unwrap_or(libc::EIO),
             Error::ReadOnly(_) => libc::EROFS,
-            Error::Busy { .. } => libc::EAGAIN,
+            Error::Busy { .. } => libc::EBUSY,
             Error::NotFound(_) => libc::ENOENT,
             Error::Name(_) | Error::Invalid(_) => libc::EINVAL,
             Error::Checksums(_)

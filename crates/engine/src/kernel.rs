@@ -47,7 +47,13 @@ pub trait Kernel: Send + Sync {
     /// See [`Coherence`].
     fn coherence(&self) -> Coherence;
     /// Descriptors of the database's files on the mount, to lock through. Creates an empty `-shm` if there is none.
+    ///
+    /// Until the files of that name are replaced, every call hands out the same open file descriptions, also to a process that takes over
+    /// from a dead one: what that held is held, and locking it again succeeds.
     fn open_locks(&self, db: &DbName) -> io::Result<Arc<dyn LockFiles>>;
+    /// Descriptors that were opened for the process that this one takes over from, which may hold locks through them. Opens nothing and
+    /// asks nothing of the mount: it is called before the first request is answered.
+    fn kept_locks(&self, db: &DbName) -> io::Result<Option<Arc<dyn LockFiles>>>;
     /// Puts bytes into the kernel's page cache and extends the cached size; where the kernel reads the backing file itself it forgets the
     /// size that it remembers. Nothing happens for files it does not know.
     fn store(&self, db: &DbName, side: Side, offset: u64, data: &[u8]);
@@ -69,8 +75,12 @@ pub trait LockFiles: Send + Sync {
     /// A client holds a write lock somewhere on the main file: a rollback-mode transaction is under way. Where SQLite's
     /// lock bytes are does not matter.
     fn database_write_locked(&self) -> io::Result<bool>;
+    /// A client holds a lock of any kind somewhere on the main file.
+    fn database_locked(&self) -> io::Result<bool>;
     /// A client holds a lock (of any kind) on byte `start` of the file.
     fn locked(&self, side: Side, start: u64) -> io::Result<bool>;
+    /// A client holds a write lock on byte `start` of the file.
+    fn write_locked(&self, side: Side, start: u64) -> io::Result<bool>;
     /// Tries to lock `len` bytes at `start`; `Ok(false)` if a client is in the way.
     fn try_lock(&self, side: Side, start: u64, len: u64, exclusive: bool) -> io::Result<bool>;
     /// Releases what [`LockFiles::try_lock`] took.
@@ -102,6 +112,12 @@ impl OfdLocks {
         })
     }
 
+    /// Whether somebody else holds what that lock would conflict with.
+    fn conflicts(&self, side: Side, mut lock: libc::flock) -> io::Result<bool> {
+        fcntl_lock(self.file(side), libc::F_OFD_GETLK, &mut lock)?;
+        Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+    }
+
     fn file(&self, side: Side) -> &File {
         match side {
             Side::Shm => &self.shm,
@@ -131,15 +147,19 @@ fn fcntl_lock(file: &File, command: i32, lock: &mut libc::flock) -> io::Result<(
 impl LockFiles for OfdLocks {
     fn database_write_locked(&self) -> io::Result<bool> {
         // A read lock over the whole file conflicts with write locks only.
-        let mut lock = flock(libc::F_RDLCK, 0, 0);
-        fcntl_lock(&self.database, libc::F_OFD_GETLK, &mut lock)?;
-        Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+        self.conflicts(Side::Database, flock(libc::F_RDLCK, 0, 0))
+    }
+
+    fn database_locked(&self) -> io::Result<bool> {
+        self.conflicts(Side::Database, flock(libc::F_WRLCK, 0, 0))
     }
 
     fn locked(&self, side: Side, start: u64) -> io::Result<bool> {
-        let mut lock = flock(libc::F_WRLCK, start, 1);
-        fcntl_lock(self.file(side), libc::F_OFD_GETLK, &mut lock)?;
-        Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+        self.conflicts(side, flock(libc::F_WRLCK, start, 1))
+    }
+
+    fn write_locked(&self, side: Side, start: u64) -> io::Result<bool> {
+        self.conflicts(side, flock(libc::F_RDLCK, start, 1))
     }
 
     fn try_lock(&self, side: Side, start: u64, len: u64, exclusive: bool) -> io::Result<bool> {
@@ -200,6 +220,11 @@ impl Kernel for Direct {
             .truncate(false)
             .open(db.file_in(&self.files, Side::Shm))?;
         Ok(Arc::new(OfdLocks::new(database, shm)?))
+    }
+
+    /// Descriptors of a plain directory end with the process that opened them, and their locks with it.
+    fn kept_locks(&self, _: &DbName) -> io::Result<Option<Arc<dyn LockFiles>>> {
+        Ok(None)
     }
 
     fn store(&self, _: &DbName, _: Side, _: u64, _: &[u8]) {}

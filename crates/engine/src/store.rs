@@ -17,6 +17,7 @@ use sqlite_format::header::has_magic;
 use crate::damaged::Damaged;
 use crate::database::Database;
 use crate::database::backing::create_like;
+use crate::database::scratch::Clients;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::kernel::{Direct, Kernel};
@@ -41,6 +42,25 @@ pub struct Store {
     damaged: Damaged,
     cluster_id: Mutex<Option<String>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    opening: Opening,
+}
+
+/// What a store finds when it opens.
+#[derive(Debug, Clone, Copy)]
+enum Opening {
+    /// Nobody uses the files.
+    Unused,
+    /// Clients of a process that died go on.
+    InUse(Role),
+}
+
+impl Opening {
+    fn role(self) -> Role {
+        match self {
+            Opening::Unused => Role::Replica,
+            Opening::InUse(role) => role,
+        }
+    }
 }
 
 /// What of the logs may go.
@@ -57,9 +77,22 @@ pub struct Retention {
 }
 
 impl Store {
-    /// Opens a data directory, creating it if need be. A database that cannot be opened is left out, see
+    /// Opens a data directory that nobody uses, creating it if need be. A database that cannot be opened is left out, see
     /// [`Store::damaged`].
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Arc<Store>> {
+        Store::open_for(dir, options, Opening::Unused)
+    }
+
+    /// Opens a data directory whose mount outlived the process that served it: clients hold its files and locks, and go on committing
+    /// where they need no request. Nothing of SQLite's files is changed. The node is what `role` says from the start; a node that was the
+    /// primary comes back as one, and is demoted with [`Store::set_role`] if it lost its lease.
+    ///
+    /// Then [`Store::start`], before the first request is answered.
+    pub fn resume(dir: &Path, options: StoreOptions, role: Role) -> Result<Arc<Store>> {
+        Store::open_for(dir, options, Opening::InUse(role))
+    }
+
+    fn open_for(dir: &Path, options: StoreOptions, opening: Opening) -> Result<Arc<Store>> {
         let disk = options.disk.clone();
         layout::refuse_original(&*disk, dir)?;
         let files = layout::files(dir);
@@ -80,14 +113,18 @@ impl Store {
             failures: Default::default(),
             settler: Default::default(),
             checkpointer: Default::default(),
-            role: RwLock::new(Role::Replica),
-            primary: AtomicBool::new(false),
+            role: RwLock::new(opening.role()),
+            primary: AtomicBool::new(opening.role().is_primary()),
             closed: Default::default(),
             closing: Default::default(),
         });
         let (mut databases, damaged) = (BTreeMap::new(), Damaged::default());
         for (name, home) in layout::homes(&*disk, dir)? {
-            match Database::open(shared.clone(), name.clone(), home.clone()) {
+            let opened = match opening {
+                Opening::Unused => Database::open(shared.clone(), name.clone(), home.clone()),
+                Opening::InUse(_) => Database::open_in_use(shared.clone(), name.clone(), home.clone()),
+            };
+            match opened {
                 Ok(db) => drop(databases.insert(name, db)),
                 Err(error) => damaged.add(name, home, &error),
             }
@@ -98,12 +135,20 @@ impl Store {
             damaged,
             cluster_id: Mutex::new(cluster_id.filter(|id| !id.is_empty())),
             threads: Mutex::new(Vec::new()),
+            opening,
         }))
     }
 
-    /// Begins to work with the mount, once it exists.
+    /// Begins to work with the mount, once it exists. Waits for no request to it.
+    ///
+    /// After [`Store::resume`] it is called before the first request is answered: only with the kernel is known where commits show, and
+    /// which locks the dead process left. What has to wait for the mount follows on a thread of its own.
     pub fn start(self: &Arc<Self>, kernel: Arc<dyn Kernel>) -> Result<()> {
         *self.shared.kernel.write() = kernel;
+        match self.opening {
+            Opening::Unused => {}
+            Opening::InUse(_) => self.take_over()?,
+        }
         let weak = Arc::downgrade(self);
         let shared = self.shared.clone();
         self.spawn("litefs-settle", move || {
@@ -126,6 +171,26 @@ impl Store {
                         tracing::warn!(db = %db.name(), %error, "cannot verify the database");
                     }
                 }
+            }
+        })
+    }
+
+    /// Takes the locks over that the dead process held, then does what it left undone.
+    fn take_over(self: &Arc<Self>) -> Result<()> {
+        let databases = self.databases();
+        for db in &databases {
+            db.adopt_locks()?;
+            self.shared.settler.watch(db.name());
+        }
+        let weak = Arc::downgrade(self);
+        self.spawn("litefs-resume", move || {
+            for db in databases {
+                if let Err(error) = db.finish_takeover() {
+                    tracing::error!(db = %db.name(), %error, "cannot finish what the process before left undone");
+                }
+            }
+            if let Some(store) = weak.upgrade().filter(|store| store.shared.is_primary()) {
+                store.attach_files(&store.shared.files.clone(), &mut Vec::new());
             }
         })
     }
@@ -419,6 +484,9 @@ impl Store {
             {
                 return Err(db.busy("records that arrived at the last moment"));
             }
+            for db in &databases {
+                db.note_clients(Clients::Write);
+            }
             *self.shared.role.write() = role;
             self.shared.primary.store(true, Ordering::Release);
         }
@@ -494,13 +562,24 @@ impl Store {
         }
     }
 
-    /// A clean stop: captures, flushes, and lets the next start know.
-    pub fn close(&self) -> Result<()> {
+    /// A clean stop while clients may still be there: captures, flushes, and lets the next start know. Fences and seals stay, and the
+    /// process may end with them. To be called on a replica; a primary is demoted first, so that nobody commits afterwards.
+    pub fn flush(&self) -> Result<()> {
         self.abandon();
+        self.for_each("cannot close the database in order", Database::stop)
+    }
+
+    /// A clean stop after the last client closed its files: as [`Store::flush`], then fences and seals go.
+    pub fn close(&self) -> Result<()> {
+        let flushed = self.flush();
+        flushed.and(self.for_each("cannot let go of the database", Database::release))
+    }
+
+    fn for_each(&self, failure: &'static str, act: impl Fn(&Database) -> Result<()>) -> Result<()> {
         let mut outcome = Ok(());
         for db in self.databases() {
-            if let Err(error) = db.close() {
-                tracing::error!(db = %db.name(), %error, "cannot close the database in order");
+            if let Err(error) = act(&db) {
+                tracing::error!(db = %db.name(), %error, "{failure}");
                 outcome = Err(error);
             }
         }

@@ -9,6 +9,7 @@ use sqlite_format::{PageSize, Pgno};
 
 use super::pages::ChangedPages;
 use crate::database::Database;
+use crate::database::scratch::Method;
 use crate::error::{Error, Result};
 use crate::kernel::{CheckpointMode, LockFiles};
 use crate::log::Record;
@@ -128,6 +129,7 @@ impl Database {
         let mut state = self.state.lock();
         let mut pages = ChangedPages::new(record)?;
         let page_size = pages.page_size();
+        self.begin_to_apply(&mut state, record, Method::Exclusive);
         let file = state.backing.get_or_create(Side::Database)?;
         let path = state.backing.path(Side::Database).to_owned();
         let mut changes: Vec<(Pgno, Checksum)> = Vec::new();

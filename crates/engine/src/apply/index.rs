@@ -15,7 +15,7 @@ use sqlite_format::wal_index::{
     BLOCK_SIZE, IndexHeader, IndexStore, IndexWords, SECOND_HEADER, append, block_count,
 };
 
-use super::wal::Appended;
+use super::wal::{Appended, Writer};
 use crate::database::Database;
 use crate::database::backing::read_full;
 use crate::database::state::State;
@@ -40,6 +40,39 @@ impl Database {
         if grown {
             // Where clients map the backing file, the kernel still has to be told of its size.
             kernel.store(&self.name, Side::Shm, 0, &[]);
+        }
+        Ok(())
+    }
+
+    /// The process before may have died when the frames counted here and clients were not told: where they map a cache of the kernel's,
+    /// that comes last.
+    pub(crate) fn publish_again(&self) -> Result<()> {
+        let kernel = self.shared.kernel();
+        if kernel.coherence() == Coherence::Passthrough {
+            return Ok(());
+        }
+        let writer = Writer::take(self)?;
+        let Some(index) = &writer.index else {
+            return Ok(());
+        };
+        let mut state = self.state.lock();
+        let (Some(end), Some(header)) = (state.wal.at, state.wal.header.clone()) else {
+            return Ok(());
+        };
+        if index.salt == header.salt && index.max_frame >= end.frames {
+            return Ok(());
+        }
+        let known = if index.salt == header.salt {
+            index.max_frame
+        } else {
+            0
+        };
+        let appended = Appended::known(known + 1, end);
+        let pages = state.commit;
+        let stores = self.publish_frames(&mut state, &*kernel, index, &appended, pages)?;
+        drop(state);
+        for (offset, bytes) in stores {
+            kernel.store(&self.name, Side::Shm, offset, &bytes);
         }
         Ok(())
     }
@@ -102,6 +135,13 @@ impl Database {
                     .map_err(Error::io("shm.write", &path))?;
             }
             return Ok(stores);
+        }
+        if index.salt == wal.salt
+            && index.max_frame == appended.end.frames
+            && index.frame_checksum == appended.end.checksum
+        {
+            // The process before had come that far. To make the entries again would first remove them, under the eyes of readers.
+            return Ok(Stores::new());
         }
         let mut store = FileStore {
             shm: &shm,

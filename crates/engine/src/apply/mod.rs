@@ -31,11 +31,13 @@ use sqlite_format::wal_index::lock as wal_lock;
 
 use crate::database::Database;
 use crate::database::backing::Content;
+use crate::database::scratch::{Applying, Method};
 use crate::database::state::State;
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::kernel::LockFiles;
 use crate::log::{Origin, Record, RecordInfo, RecordMeta};
-use crate::name::Side;
+use crate::name::{DbName, Side};
 
 /// How long a receiver waits for locks before it leaves the record to the worker.
 const INLINE: Duration = Duration::from_millis(2);
@@ -56,12 +58,30 @@ pub(crate) struct Backlog {
     kept: Mutex<Option<Exclusive>>,
 }
 
-/// How a record is brought into the files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Method {
-    Wal,
-    Exclusive,
-    Remove,
+impl Backlog {
+    /// The process before died with this lock, in the middle of a record.
+    pub(crate) fn keep(&self, locks: Arc<dyn LockFiles>, name: &DbName) -> Result<()> {
+        let path = name.file(Side::Database);
+        let taken = Exclusive::take(locks).map_err(Error::io("database.lock", path))?;
+        match taken {
+            Ok(guard) => *self.kept.lock() = Some(guard),
+            // Nobody held it any more.
+            Err(lock) => {
+                tracing::warn!(db = %name, lock, "a record was half applied, and readers were not kept out")
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether readers are kept out.
+    pub(crate) fn keeps_readers_out(&self) -> bool {
+        self.kept.lock().is_some()
+    }
+
+    /// The record is in the files as a whole.
+    pub(crate) fn let_go(&self) {
+        drop(self.kept.lock().take());
+    }
 }
 
 impl Database {
@@ -72,6 +92,7 @@ impl Database {
     /// [`Error::Log`] for damaged records; nothing is changed then.
     pub(crate) fn receive(self: &Arc<Self>, source: &mut dyn Read) -> Result<Pos> {
         let _turn = self.backlog.receiving.lock();
+        self.finish_primary()?;
         let mut head = [0; ltx::HEADER_SIZE];
         source
             .read_exact(&mut head)
@@ -98,10 +119,8 @@ impl Database {
             Origin::Applied
         });
         if resets {
-            // Table and cursor are of the old history; a start must not take them for the new one.
-            let mut state = self.state.lock();
-            state.table.invalidate()?;
-            state.scratch.forget_cursor();
+            // The table is of the old history; a start must not take it for the new one. Where the files are, the checksum tells.
+            self.state.lock().table.invalidate()?;
         }
         let mut whole = (&head[..]).chain(source);
         let mut appender = self.log.appender()?;
@@ -228,18 +247,35 @@ impl Database {
             Method::Exclusive => self.apply_exclusive(record)?,
             Method::Remove => self.apply_removal(record)?,
         }
+        self.applied_as_a_whole()?;
         let state = self.state.lock();
         self.publish(&state);
         self.tell(&state);
         Ok(())
     }
 
-    /// Where the local clients look: in the WAL if there is one in use, else in the main file.
+    /// From here on the files are at no position, until the record is applied as a whole and the kernel knows.
+    fn begin_to_apply(&self, state: &mut State, record: &Record, method: Method) {
+        let txid = record.info.max;
+        state.scratch.set_applying(Some(Applying { method, txid }));
+    }
+
+    /// Where the local clients look: in the WAL if there is one in use, else in the main file. Who began with a record goes on in the same
+    /// way: what is half written must not decide.
     fn method(&self, record: &Record) -> Result<Method> {
         if record.info.commit == 0 {
             return Ok(Method::Remove);
         }
         let mut state = self.state.lock();
+        let begun = state
+            .scratch
+            .applying()
+            .filter(|begun| begun.txid == record.info.max);
+        if let Some(Applying { method, .. }) = begun
+            && method != Method::Remove
+        {
+            return Ok(method);
+        }
         state.notice_shorter_wal()?;
         if state
             .page_size()
@@ -269,6 +305,7 @@ impl Database {
         self.shared.checkpointer.forget(&self.name);
         {
             let mut state = self.state.lock();
+            self.begin_to_apply(&mut state, record, Method::Remove);
             self.break_seal(&mut state)?;
             for side in Side::ALL {
                 #[cfg(feature = "canary")]

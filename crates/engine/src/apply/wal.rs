@@ -1,12 +1,13 @@
 //! Apply in WAL mode: the record's pages are appended to the WAL and published in the wal-index, under the lock that
 //! SQLite's writers take. Open read transactions neither see it nor delay it.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use ltx::Checksum;
+use ltx::{Checksum, Decoder};
 use parking_lot::MutexGuard;
 use sqlite_format::locks::{PENDING_BYTE, SHARED_FIRST, SHARED_SIZE};
 use sqlite_format::wal::{FrameHeader, WalHeader, WalPosition, frame_offset};
@@ -18,6 +19,7 @@ use crate::capture::read_index_with;
 use crate::capture::wal::read_header;
 use crate::database::Database;
 use crate::database::backing::read_full;
+use crate::database::scratch::Method;
 use crate::database::state::State;
 use crate::error::{Error, Result};
 use crate::kernel::{Coherence, Kernel, LockFiles};
@@ -39,7 +41,7 @@ pub(crate) struct Writer {
     alone: bool,
     /// The wal-index header that clients use. `None`: they have none yet, and build the wal-index from the WAL as soon as they
     /// get the lock.
-    index: Option<IndexHeader>,
+    pub(super) index: Option<IndexHeader>,
 }
 
 impl Writer {
@@ -129,6 +131,16 @@ pub(super) struct Appended {
 }
 
 impl Appended {
+    /// Frames that count already.
+    pub(super) fn known(first: u32, end: WalPosition) -> Appended {
+        Appended {
+            first,
+            pages: Vec::new(),
+            end,
+            unwritten: Vec::new(),
+        }
+    }
+
     fn changes(&self) -> impl Iterator<Item = &(Pgno, Checksum)> {
         self.pages.iter().chain(&self.unwritten)
     }
@@ -138,7 +150,8 @@ impl Database {
     pub(super) fn apply_wal(&self, record: &Record) -> Result<()> {
         let writer = Writer::take(self)?;
         let kernel = self.shared.kernel();
-        self.find_end(&writer, &*kernel)?;
+        self.begin_to_apply(&mut self.state.lock(), record, Method::Wal);
+        self.find_end(&writer, &*kernel, record)?;
         let appended = self.append_frames(record, &*kernel)?;
         if writer.index.is_some() {
             self.lengthen_index(&*kernel, appended.end.frames)?;
@@ -177,7 +190,7 @@ impl Database {
     }
 
     /// Makes sure that the state knows where the WAL ends, and starts it over where that is possible.
-    fn find_end(&self, writer: &Writer, kernel: &dyn Kernel) -> Result<()> {
+    fn find_end(&self, writer: &Writer, kernel: &dyn Kernel, record: &Record) -> Result<()> {
         let mut state = self.state.lock();
         let wal = state.backing.get_or_create(Side::Wal)?;
         state.wal.present = true;
@@ -201,10 +214,14 @@ impl Database {
                 if frames != Some(header.max_frame) && !fewer {
                     self.map_wal(&mut state, &wal, Some(header.max_frame))?;
                     if let Some(known) = frames {
-                        self.check_foreign(&mut state, known)?;
+                        self.check_foreign(&mut state, known, record)?;
                     }
                 }
                 self.start_over(&mut state, writer, header, &wal)?;
+            }
+            // The process before died while it started the WAL over, with the readers locked out: they are told again.
+            Some(header) if header.max_frame == 0 && self.backfilled(&mut state)? > 0 => {
+                self.start_over_again(&mut state, writer, header, &wal)?;
             }
             // A client built the wal-index when it took the WAL for empty. The frames are in it nevertheless, and no checkpoint
             // has copied them; only one that starts the WAL over leaves salts that follow the last ones.
@@ -233,9 +250,9 @@ impl Database {
         Ok(())
     }
 
-    /// Nobody else appends to the WAL of a replica, except a client from its time as primary that could not be cut off. What that
-    /// committed after frame `known` no other node has.
-    fn check_foreign(&self, state: &mut State, known: u32) -> Result<()> {
+    /// Nobody else appends to the WAL of a replica, except a client from its time as primary that could not be cut off, and a process that
+    /// died when it had published the record. What such a client committed after frame `known` no other node has.
+    fn check_foreign(&self, state: &mut State, known: u32, record: &Record) -> Result<()> {
         let Some(page_size) = state.wal.header.as_ref().map(|header| header.page_size) else {
             return Ok(());
         };
@@ -245,9 +262,20 @@ impl Database {
             .filter(|pgno| state.wal.frame_of(*pgno).is_some_and(|frame| frame >= behind))
             .collect();
         let mut page = vec![0; page_size.bytes()];
+        let mut wrong = Vec::new();
         for pgno in new {
             state.read_page(pgno, page_size, &mut page)?;
             if !state.is_current(pgno, &page) {
+                wrong.push((pgno, ltx::page_checksum(pgno, &page)));
+            }
+        }
+        if !wrong.is_empty() && holds_all(record, &wrong)? {
+            // The same frames are appended again, at the same place.
+            let wal = state.backing.get_or_create(Side::Wal)?;
+            return self.map_wal(state, &wal, Some(known));
+        }
+        if let Some((pgno, _)) = wrong.first() {
+            {
                 let reason =
                     format!("a client committed page {pgno} while this node was no primary any more");
                 self.quarantine(state, reason.clone());
@@ -287,6 +315,39 @@ impl Database {
         writer.let_readers_in().map_err(Error::io("shm.unlock", &path))?;
         outcome?;
         self.begin_generation(state, wal, restarted.checkpoint_seq, restarted.salt)
+    }
+
+    /// How many frames the wal-index says are in the main file.
+    fn backfilled(&self, state: &mut State) -> Result<u32> {
+        let path = state.backing.path(Side::Shm).to_owned();
+        let Some(shm) = state.backing.get(Side::Shm)? else {
+            return Ok(0);
+        };
+        let mut block = [0; CkptInfo::BACKFILL + CkptInfo::SIZE];
+        read_full(&shm, &mut block, 0).map_err(Error::io("shm.read", &path))?;
+        Ok(CkptInfo::parse(&block).map_or(0, |info| info.backfill))
+    }
+
+    /// As [`Database::start_over`], when the wal-index has the header of the next generation already.
+    fn start_over_again(
+        &self,
+        state: &mut State,
+        writer: &Writer,
+        index: &IndexHeader,
+        wal: &File,
+    ) -> Result<()> {
+        let path = state.backing.path(Side::Shm).to_owned();
+        let Some(shm) = state.backing.get(Side::Shm)? else {
+            return Ok(());
+        };
+        if !writer.lock_out_readers().map_err(Error::io("shm.lock", &path))? {
+            return Err(self.busy("a read mark"));
+        }
+        let outcome = restart_index(&shm, index).map_err(Error::io("shm.write", &path));
+        writer.let_readers_in().map_err(Error::io("shm.unlock", &path))?;
+        outcome?;
+        let sequence = read_header(wal)?.map_or(0, |wal| wal.checkpoint_seq.wrapping_add(1));
+        self.begin_generation(state, wal, sequence, index.salt)
     }
 
     fn begin_generation(&self, state: &mut State, wal: &File, sequence: u32, salt: [u32; 2]) -> Result<()> {
@@ -380,6 +441,18 @@ impl Database {
         });
         Ok(())
     }
+}
+
+/// Whether the record brings all these pages to that content.
+fn holds_all(record: &Record, pages: &[(Pgno, Checksum)]) -> Result<bool> {
+    let wanted: HashSet<&(Pgno, Checksum)> = pages.iter().collect();
+    let mut found = 0;
+    let mut decoder = Decoder::new(record.reader())?;
+    let mut page = vec![0; record.info.page_size.bytes()];
+    while let Some(pgno) = decoder.next_page(&mut page)? {
+        found += usize::from(wanted.contains(&(pgno, ltx::page_checksum(pgno, &page))));
+    }
+    Ok(found == wanted.len())
 }
 
 /// Whether a checkpoint has copied all frames and announced the next generation of the WAL.

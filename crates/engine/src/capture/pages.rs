@@ -157,12 +157,14 @@ impl Database {
             });
         }
         self.tell_quarantine(Some(reason.clone()));
+        state.scratch.set_quarantine(Some(&reason));
         state.quarantine = Some(reason);
     }
 
     pub(crate) fn resume(&self, state: &mut State) {
         if state.quarantine.take().is_some() {
             self.tell_quarantine(None);
+            state.scratch.set_quarantine(None);
             tracing::info!(db = %self.name, "database is replicated again");
             self.shared.events.publish(&Event::Resumed {
                 db: self.name.clone(),

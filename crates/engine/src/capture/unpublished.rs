@@ -27,6 +27,11 @@ impl Wal {
         self.unpublished = unpublished;
     }
 
+    /// How many of the captured frames clients are known to know of.
+    pub(crate) fn known_to_clients(&self) -> u32 {
+        self.published.map_or(0, |(end, _)| end.frames)
+    }
+
     /// Clients know of all captured transactions up to frame `last`, if one ends there (with that checksum).
     fn publish(&mut self, last: u32, checksum: Option<WalChecksum>) -> bool {
         let ends_there = |(end, _): &(WalPosition, u32)| {

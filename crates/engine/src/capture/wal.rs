@@ -38,9 +38,6 @@ pub(crate) struct Wal {
     pub(crate) header: Option<WalHeader>,
     /// Frames of this generation that are in the log.
     pub(crate) at: Option<WalPosition>,
-    /// Nobody is connected to the wal-index: it may be left over from a crash, while a connection in EXCLUSIVE mode keeps
-    /// its index in its own memory.
-    pub(crate) index_is_dead: bool,
     /// The header of a commit frame was written since the last capture; seen only where writes are intercepted.
     pub(crate) commit_written: bool,
     /// Size of the database in pages at the last of them.
@@ -199,6 +196,22 @@ impl Wal {
         Ok(())
     }
 
+    /// As [`Wal::map_chain`], for frames that clients may not know yet.
+    pub(crate) fn map_unpublished(&mut self, file: &File, last: u32) -> Result<bool> {
+        self.window.clear();
+        while self.frames() < last {
+            match self.next_group(file, None)? {
+                Some(mut group) if group.end.frames <= last => {
+                    self.note_order(&group.frames);
+                    let frames = newest(&mut group.frames);
+                    self.advance_unpublished(frames, group.end, group.commit);
+                }
+                Some(_) | None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
     /// As [`Wal::map`] up to a frame, but following the chain. `false` if it breaks before.
     pub(crate) fn map_chain(&mut self, file: &File, last: u32) -> Result<bool> {
         self.window.clear();
@@ -354,7 +367,7 @@ impl Database {
     /// Finds out how far the WAL is committed, and notices a new generation.
     fn committed_frames(&self, state: &mut State, file: &File, until: Until) -> Result<Committed> {
         if until == Until::Index
-            && !state.wal.index_is_dead
+            && !state.scratch.index_is_dead()
             && self.shared.kernel().coherence() == Coherence::Passthrough
             && let Some(shm) = state.backing.get(Side::Shm)?
             && let Some(index) =
@@ -509,10 +522,11 @@ impl State {
                 txid: self.pos.txid,
                 salt: header.salt,
                 at,
+                published: self.wal.known_to_clients(),
             }),
             (Some(_) | None, _) => None,
         };
-        self.scratch.set_cursor(self.pos.txid, cursor);
+        self.scratch.set_cursor(self.pos, cursor);
     }
 
     /// The page size that the WAL is written with, if it holds captured frames.

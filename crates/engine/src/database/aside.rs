@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::seal::{seal, unseal};
+use super::seal::{seal_again, unseal};
 use crate::error::{Error, Result};
 
 const PREFIX: &str = "wal-";
@@ -76,7 +76,33 @@ fn unsealed(file: &File, act: impl FnOnce() -> io::Result<()>) -> io::Result<boo
     let sealed = unseal(file)?;
     act()?;
     if sealed {
-        seal(file)?;
+        seal_again(file)?;
     }
     Ok(sealed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::super::seal::seal;
+    use super::*;
+
+    /// A client of a dead mount that still has the WAL open would commit into a file that nobody reads. Needs CAP_LINUX_IMMUTABLE and a
+    /// file system that knows it.
+    #[test]
+    fn whoever_has_a_removed_wal_open_finds_it_sealed() {
+        let dir = tempfile::tempdir().unwrap();
+        let wal = dir.path().join("db-wal");
+        let mut client = File::create(&wal).unwrap();
+        if !seal(&client).unwrap() {
+            return;
+        }
+        let mut aside = Aside::default();
+        assert!(aside.take(&client, &wal, dir.path()).unwrap());
+        assert!(client.write(b"commit").is_err(), "it is aside");
+        aside.remove().unwrap();
+        assert!(aside.is_empty());
+        assert!(client.write(b"commit").is_err(), "it is gone");
+    }
 }

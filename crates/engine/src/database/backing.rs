@@ -46,7 +46,7 @@ impl Backing {
         self.open[side as usize] = None;
     }
 
-    /// The file if it exists, opened for reading and writing.
+    /// The file if it exists, opened for reading and writing; for reading only while it is sealed.
     pub(crate) fn get(&mut self, side: Side) -> Result<Option<Arc<File>>> {
         let slot = side as usize;
         if let Some(file) = &self.open[slot]
@@ -59,7 +59,7 @@ impl Backing {
             self.open[slot] = None;
         }
         if self.open[slot].is_none() {
-            match OpenOptions::new().read(true).write(true).open(&self.paths[slot]) {
+            match open_or_read(&self.paths[slot]) {
                 Ok(file) if file.metadata().is_ok_and(|m| m.is_file()) => {
                     self.open[slot] = Some(Arc::new(file))
                 }
@@ -170,6 +170,14 @@ impl Backing {
     pub(crate) fn journal_is_hot(&mut self) -> Result<bool> {
         let mut first = [0; 1];
         Ok(self.read_padded(Side::Journal, &mut first, 0)? == 1 && first[0] != 0)
+    }
+}
+
+/// Opens a file, for reading only if it may not be written.
+fn open_or_read(path: &Path) -> io::Result<File> {
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => File::open(path),
+        opened => opened,
     }
 }
 

@@ -21,6 +21,10 @@ use crate::name::Side;
 impl Database {
     /// Whether a client holds the database for itself.
     pub(super) fn is_held_exclusively(&self, locks: &dyn LockFiles) -> Result<bool> {
+        if self.backlog.keeps_readers_out() {
+            // It is this node that does. To try the lock would give it away.
+            return Ok(false);
+        }
         let path = self.name.file(Side::Database);
         let others_may_read = locks
             .try_lock(Side::Database, SHARED_FIRST, SHARED_SIZE, false)
@@ -75,6 +79,8 @@ impl Database {
             let path = state.backing.path(Side::Wal).to_owned();
             unseal_at(&path).map_err(Error::io("wal.unseal", &path))?;
             state.wal_sealed = false;
+            // It may be open for reading only, from when it was sealed.
+            state.backing.forget(Side::Wal);
         }
         Ok(())
     }

@@ -16,12 +16,15 @@ pub(crate) mod edge;
 mod open;
 mod open_wal;
 mod repair;
+mod resume;
+mod resume_wal;
 mod role;
 pub(crate) mod scan;
 pub(crate) mod scratch;
 mod seal;
 pub(crate) mod settle;
 pub(crate) mod state;
+mod takeover;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -54,7 +57,7 @@ pub struct Database {
     pub(crate) backlog: Backlog,
     pub(crate) metrics: DatabaseMetrics,
     published: Mutex<Published>,
-    locks: Mutex<Option<Arc<dyn LockFiles>>>,
+    pub(in crate::database) locks: Mutex<Option<Arc<dyn LockFiles>>>,
     /// WAL_WRITE is held on behalf of a primary elsewhere.
     fenced: AtomicBool,
     /// A client was in the middle of a transaction when its time to write ended, and is to be fenced when it has let go.
@@ -63,6 +66,10 @@ pub struct Database {
     pub(crate) closed: Arc<closed::Closed>,
     /// The state has a quarantine.
     pub(crate) suspended: AtomicBool,
+    /// The process before died before it had fenced everybody who wrote here: that comes before any record from elsewhere.
+    pub(crate) unfinished_primary: AtomicBool,
+    /// Locks that the process before held are yet to be released.
+    pub(crate) inherited: AtomicBool,
 }
 
 /// Handles of the metrics with the database as label.

@@ -26,7 +26,7 @@ use super::cut_off::unseal_at;
 use super::open_wal::seal_left;
 use super::repair::{Touched, for_each_page};
 use super::scan::Scan;
-use super::scratch::{Left, Scratch, Writing, distrust};
+use super::scratch::{Clients, Left, Scratch, Writing, distrust};
 use super::seal::unseal;
 use super::state::State;
 use super::{Database, DatabaseMetrics};
@@ -108,11 +108,16 @@ impl Database {
     pub(crate) fn create(shared: Arc<Shared>, name: DbName, home: PathBuf) -> Result<Arc<Database>> {
         let backing = Backing::new(&shared.files, &name);
         let (db, _) = Database::load(shared, name, home, backing)?;
-        db.state.lock().scratch.confirm();
+        let mut state = db.state.lock();
+        if db.shared.is_primary() {
+            state.scratch.set_clients(Clients::Write);
+        }
+        state.scratch.confirm();
+        drop(state);
         Ok(db)
     }
 
-    fn load(
+    pub(super) fn load(
         shared: Arc<Shared>,
         name: DbName,
         home: PathBuf,
@@ -120,7 +125,7 @@ impl Database {
     ) -> Result<(Arc<Database>, Left)> {
         let disk = &shared.options.disk;
         disk.create_dir_all("database.mkdir", &home)?;
-        let (scratch, left) = Scratch::open(&home.join("scratch"))?;
+        let (scratch, mut left) = Scratch::open(&home.join("scratch"))?;
         let options = LogOptions {
             segment_bytes: shared.options.segment_bytes,
             compress: shared.options.compress,
@@ -135,6 +140,11 @@ impl Database {
             (log, table.and_then(joined))
         });
         let (log, table) = (log?, table?);
+        if let Some(at) = left.files_at {
+            // A log that began anew may have another transaction of that number.
+            let record = log.find(at.txid)?;
+            left.files_at = Some(at).filter(|at| record.is_some_and(|record| record.info.pos() == *at));
+        }
         let closing = closed.clone();
         log.on_poison(move |reason| closing.close(reason));
         if let Some(repair) = log.repair() {
@@ -152,13 +162,11 @@ impl Database {
             quarantine: None,
             synced_writes: false,
             last_write: None,
-            exclusive: false,
             all_synced: false,
             clients_sync: left.writing != Writing::Unknown,
             incoming: 0,
             wal_sealed: false,
             retry_at: None,
-            unverified: None,
             spare: Vec::new(),
         };
         let db = Arc::new(Database {
@@ -175,6 +183,8 @@ impl Database {
             held_out: AtomicBool::new(false),
             closed,
             suspended: AtomicBool::new(false),
+            unfinished_primary: AtomicBool::new(false),
+            inherited: AtomicBool::new(false),
         });
         Ok((db, left))
     }
@@ -182,6 +192,7 @@ impl Database {
     fn recover(&self, left: &Left) -> Result<()> {
         let mut state = self.state.lock();
         let state = &mut *state;
+        state.scratch.forget_clients();
         state.backing.remove(Side::Shm)?;
         state.wal.present = state.backing.get(Side::Wal)?.is_some();
         let Some(tail) = self.log.tail() else {
@@ -197,7 +208,7 @@ impl Database {
             let had_wal = state.wal.present;
             self.recover_wal(state, left, &tail)?;
             if !left.clean {
-                if tail.meta.origin != Origin::Captured && left.files_at != Some(tail.max) {
+                if tail.meta.origin != Origin::Captured && left.files_at != Some(tail.pos()) {
                     self.give_way(state, &mut touched)?;
                 }
                 self.resolve_journal(state, &tail)?;
@@ -207,7 +218,9 @@ impl Database {
                 }
             }
             self.capture_leftovers(state)?;
-            state.unverified = (!left.same_boot).then_some(1);
+            state
+                .scratch
+                .set_unverified(if left.same_boot { left.unverified } else { Some(1) });
         }
         // After a kill nothing is lost that a later flush could not make durable, and a start need not wait for a disk.
         if !left.same_boot && state.table.synced() != state.pos {
@@ -230,7 +243,7 @@ impl Database {
     fn finish_removal(&self, state: &mut State, left: &Left, tail: &RecordInfo) -> Result<()> {
         let captured = tail.meta.origin == Origin::Captured;
         match state.backing.get(Side::Database)? {
-            Some(_) if captured || left.files_at == Some(tail.max) => {
+            Some(_) if captured || left.files_at == Some(tail.pos()) => {
                 state.scratch.mark_all();
                 state.wal.unknown = true;
                 return Ok(());
@@ -255,7 +268,7 @@ impl Database {
     }
 
     /// Without a log the table means nothing; the database begins anew when its file is attached.
-    fn forget_table(&self, state: &mut State) -> Result<()> {
+    pub(super) fn forget_table(&self, state: &mut State) -> Result<()> {
         if state.table.pages() > 0 {
             state.table.truncate(0);
             state.table.invalidate()?;
@@ -282,7 +295,7 @@ impl Database {
                 } else {
                     from
                 };
-                self.replay_records(state, first, &mut touched)?;
+                self.replay_records(state, first, Txid::MAX, &mut touched)?;
             }
         }
         state.pos = tail.pos();
@@ -296,10 +309,19 @@ impl Database {
         Ok(touched)
     }
 
-    fn replay_records(&self, state: &mut State, first: Txid, touched: &mut Touched) -> Result<()> {
+    pub(super) fn replay_records(
+        &self,
+        state: &mut State,
+        first: Txid,
+        last: Txid,
+        touched: &mut Touched,
+    ) -> Result<()> {
         for record in self.log.records(first) {
             let record = record?;
             let info = record.info;
+            if info.min > last {
+                break;
+            }
             let page_size = info.page_size;
             if state.table.page_size() != Some(page_size) || info.is_snapshot() {
                 state.table.reset(page_size);
@@ -358,7 +380,7 @@ impl Database {
             }
         }
         state.wal.reset();
-        if state.scratch.files_at() != state.pos.txid {
+        if state.scratch.files_at() != state.pos {
             // Some of the records became visible before the others could not be written.
             state.scratch.mark_all();
             state.wal.unknown = true;

@@ -9,10 +9,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use ltx::{Decoder, Txid, WalRange};
-use sqlite_format::wal::{FRAME_HEADER_SIZE, WalHeader, frame_offset, frame_size};
+use sqlite_format::wal::{FRAME_HEADER_SIZE, WalHeader};
 use sqlite_format::{PageSize, Pgno};
 
 use super::open::{aside_of, joined};
+use super::resume_wal::last_frame;
 use super::scratch::Left;
 use super::seal::seal;
 use super::state::State;
@@ -88,10 +89,12 @@ impl Database {
             }
             let range = self.wal_range(tail.max)?;
             let range = range.filter(|range| range.salt == header.salt);
-            return Ok(Start::After(range.map_or(0, |range| last_frame(&range, header))));
+            return Ok(Start::After(
+                range.map_or(0, |range| last_frame(&range, header.page_size)),
+            ));
         };
         let mut frames = known;
-        let mut next = files_at;
+        let mut next = files_at.txid;
         // The process died after these were appended to the log, and before that was noted.
         while next < state.pos.txid {
             next = next.next().unwrap_or(Txid::MAX);
@@ -103,7 +106,7 @@ impl Database {
                 return Ok(Start::Logged);
             }
             if let Some(range) = self.wal_range(next)?.filter(|range| range.salt == header.salt) {
-                frames = last_frame(&range, header);
+                frames = last_frame(&range, header.page_size);
             }
         }
         Ok(Start::After(frames))
@@ -235,11 +238,4 @@ enum Start {
     After(u32),
     /// None: clients had no chance to write any, or did not commit them.
     Logged,
-}
-
-/// The last frame of a range of a WAL.
-fn last_frame(range: &WalRange, header: &WalHeader) -> u32 {
-    let end = range.offset + range.size;
-    let frames = end.saturating_sub(frame_offset(1, header.page_size)) / frame_size(header.page_size) as u64;
-    u32::try_from(frames).unwrap_or(u32::MAX)
 }

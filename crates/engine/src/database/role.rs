@@ -10,7 +10,7 @@ use sqlite_format::Pgno;
 use sqlite_format::wal_index::lock;
 
 use super::Database;
-use super::scratch::Writing;
+use super::scratch::{Clients, Writing};
 use super::settle::LONG_PAUSE;
 use super::state::State;
 use crate::capture::read_index;
@@ -48,6 +48,18 @@ impl Database {
     /// beyond the deadline is in the middle of a transaction that it cannot commit: its WAL is sealed, and the end of its journal
     /// is refused. When it has let go it is fenced too.
     pub(crate) fn fence(&self, deadline: Instant) -> Result<()> {
+        self.end_writing(deadline)?;
+        // Not before: a process that takes over in the middle has to begin anew.
+        let mut state = self.state.lock();
+        let fenced = self.is_fenced() || self.held_out.load(Ordering::Acquire) || state.wal_sealed;
+        state.scratch.set_clients(match fenced {
+            true => Clients::Fenced,
+            false => Clients::Refused,
+        });
+        Ok(())
+    }
+
+    fn end_writing(&self, deadline: Instant) -> Result<()> {
         if self.is_closed() {
             return self.fence_to_demote(deadline);
         }
@@ -179,6 +191,9 @@ impl Database {
             }
         }
         if !self.is_fenced() {
+            if !self.shared.is_primary() {
+                self.note_clients(Clients::Refused);
+            }
             return Ok(false);
         }
         let alone = locks.try_lock(Side::Shm, lock::DMS, 1, true);
@@ -326,7 +341,7 @@ impl Database {
     /// log kept. What differs is captured, or heals with the next snapshot. Returns whether there are more.
     pub(crate) fn verify_turn(&self) -> Result<bool> {
         let mut state = self.state.lock();
-        let (Some(first), Some(page_size)) = (state.unverified.take(), state.page_size()) else {
+        let (Some(first), Some(page_size)) = (state.scratch.unverified(), state.page_size()) else {
             return Ok(false);
         };
         let last = state.commit.min(first.saturating_add(VERIFIED - 1));
@@ -346,8 +361,9 @@ impl Database {
         if differs {
             self.shared.settler.watch(&self.name);
         }
-        state.unverified = last.checked_add(1).filter(|next| *next <= state.commit);
-        Ok(state.unverified.is_some())
+        let next = last.checked_add(1).filter(|next| *next <= state.commit);
+        state.scratch.set_unverified(next);
+        Ok(next.is_some())
     }
 
     /// Lets go of old records.
@@ -390,27 +406,39 @@ impl Database {
         synced.inspect_err(|error| self.closed.close(&error.to_string()))
     }
 
-    /// A clean stop.
-    pub(crate) fn close(&self) -> Result<()> {
+    /// A clean stop. Clients may still be there: whoever is fenced or sealed off stays so.
+    pub(crate) fn stop(&self) -> Result<()> {
         if self.shared.is_primary() {
             self.settle_now()?;
         }
-        self.unfence();
-        self.forget_locks();
         self.log.sync()?;
         let mut state = self.state.lock();
-        self.break_seal(&mut state)?;
         let txid = state.pos.txid;
         if (state.table.synced() != state.pos || !state.aside.is_empty()) && txid != Txid::ZERO {
             self.sync_files(&mut state)?;
             state.table.flush(txid)?;
             state.aside.remove()?;
         }
-        // Received records that clients kept from being applied are applied by the next start.
-        if state.scratch.dirty().is_clean() && self.log.tail().is_none_or(|tail| tail.pos() == state.pos) {
+        // Received records that clients kept from being applied are applied by the next start, and what a client commits that nothing
+        // keeps from it is found by it.
+        let held_off = !self.held_out.load(Ordering::Acquire) || state.wal_sealed;
+        let caught_up = self.log.tail().is_none_or(|tail| tail.pos() == state.pos);
+        if held_off && caught_up && state.scratch.dirty().is_clean() {
             state.scratch.close();
         }
         Ok(())
+    }
+
+    /// No client is left who could write.
+    pub(crate) fn release(&self) -> Result<()> {
+        self.unfence();
+        self.forget_locks();
+        self.break_seal(&mut self.state.lock())
+    }
+
+    /// Notes what clients may do, for a process that takes over from this one.
+    pub(crate) fn note_clients(&self, clients: Clients) {
+        self.state.lock().scratch.set_clients(clients);
     }
 }
 

@@ -1,33 +1,55 @@
 //! What a database knows beyond its log and that survives the death of the process, though not a power loss.
 //!
 //! One small file per database, mapped into memory, so that noting something costs no system call. It holds the capture
-//! cursor (how far the WAL is in the log) and the pages that were written to the main file since they were last compared
-//! with the checksum table. After a power loss its content means nothing, which the boot ID tells.
+//! cursor (how far the WAL is in the log), the pages that were written to the main file since they were last compared
+//! with the checksum table, and what a process that takes over from a dead one cannot find out otherwise. After a power loss its
+//! content means nothing, which the boot ID tells.
+//!
+//! The process may be killed between any two stores. So each word is stored at once and in order, and what takes several words has
+//! two places: a last store tells which of them counts.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use ltx::Txid;
+use ltx::{Checksum, Pos, Txid};
 use memmap2::MmapMut;
 use sqlite_format::wal::{WalChecksum, WalPosition};
 
 use crate::error::{Error, Result};
 
 const SIZE: usize = 64 * 1024;
-const MAGIC: u64 = 0x4c46_5343_5241_5432;
+const MAGIC: u64 = 0x4c46_5343_5241_5433;
 
 // Layout in 8-byte words.
 const BOOT: usize = 1; // two words
 const CLEAN: usize = 3;
-const CURSOR_TXID: usize = 4;
-const CURSOR_SALT: usize = 5;
-const CURSOR_FRAMES: usize = 6;
-const CURSOR_CHECKSUM: usize = 7;
-const COUNT: usize = 8;
-const WRITING: usize = 9;
-const ENTRIES: usize = 10 * 8;
+/// Which of the two notes of where the files are counts.
+const PLACE: usize = 4;
+const COUNT: usize = 5;
+const WRITING: usize = 6;
+const CLIENTS: usize = 7;
+const EXCLUSIVE: usize = 8;
+const INDEX_IS_DEAD: usize = 9;
+const UNVERIFIED: usize = 10;
+const APPLYING: usize = 11;
+const APPLYING_TXID: usize = 12;
+/// Length of the reason of the quarantine; 0 = there is none.
+const QUARANTINE: usize = 13;
+/// The two notes of where the files are.
+const PLACES: [usize; 2] = [16, 24];
+// Within such a note.
+const TXID: usize = 0;
+const POST: usize = 1;
+const SALT: usize = 2;
+const FRAMES: usize = 3;
+const CHECKSUM: usize = 4;
+const PUBLISHED: usize = 5;
+/// Text of the reason of the quarantine.
+const REASON: std::ops::Range<usize> = 32 * 8..64 * 8;
+const ENTRIES: usize = 64 * 8;
 /// In place of a number of frames: there is no WAL.
 const NO_WAL: u64 = u64::MAX;
 const CAPACITY: u64 = ((SIZE - ENTRIES) / 4) as u64;
@@ -41,6 +63,8 @@ pub(crate) struct Cursor {
     pub(crate) salt: [u32; 2],
     /// Captured or applied frames of that generation.
     pub(crate) at: WalPosition,
+    /// How many of them clients were known to know of.
+    pub(crate) published: u32,
 }
 
 /// Pages of the main file that may differ from the checksum table.
@@ -72,11 +96,46 @@ pub(crate) struct Left {
     pub(crate) clean: bool,
     /// The machine has not restarted since, so what follows is meaningful.
     pub(crate) same_boot: bool,
-    /// Transaction that the files were at: captured from them, or applied to them.
-    pub(crate) files_at: Option<Txid>,
+    /// Position that the files were at: captured from them, or applied to them.
+    pub(crate) files_at: Option<Pos>,
     pub(crate) cursor: Option<Cursor>,
     pub(crate) dirty: Dirty,
     pub(crate) writing: Writing,
+    /// The first page that was yet to be compared after a power loss.
+    pub(crate) unverified: Option<u32>,
+    /// Why replication was suspended.
+    pub(crate) quarantine: Option<String>,
+}
+
+/// What clients may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Clients {
+    /// What they write is refused, and none has a handle that passes the daemon by.
+    #[default]
+    Refused = 0,
+    /// They write: this node is the primary, or its time as primary has not come to its end everywhere.
+    Write = 1,
+    /// Those from the time as primary are kept from writing by locks.
+    Fenced = 2,
+}
+
+/// How a record is brought into the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Method {
+    /// Appended to the WAL and published in the wal-index.
+    Wal = 1,
+    /// Written to the main file under SQLite's exclusive lock.
+    Exclusive = 2,
+    /// The files are removed.
+    Remove = 3,
+}
+
+/// A record that is on its way into the files, from before the first change until the kernel knows of the last one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Applying {
+    pub(crate) method: Method,
+    /// The record's last transaction.
+    pub(crate) txid: Txid,
 }
 
 /// What is known of the pages that clients without a journal have written.
@@ -121,10 +180,10 @@ impl Scratch {
         scratch.dirty = left.dirty.clone();
         scratch.put(CLEAN, 0);
         if !left.same_boot {
-            for (word, value) in [(BOOT, 0), (BOOT + 1, 0), (0, MAGIC), (CURSOR_TXID, 0), (COUNT, 0)] {
-                scratch.put(word, value);
+            for word in (BOOT..=PLACES[1] + PUBLISHED).rev() {
+                scratch.put(word, 0);
             }
-            scratch.set_writing(Writing::Unknown);
+            scratch.put(0, MAGIC);
         }
         Ok((scratch, left))
     }
@@ -142,7 +201,7 @@ impl Scratch {
         let boot = boot_id();
         let same_boot = known && boot != [0, 0] && [self.get(BOOT), self.get(BOOT + 1)] == boot;
         let cursor = self.cursor().filter(|_| same_boot);
-        let files_at = Some(self.files_at()).filter(|txid| same_boot && *txid != Txid::ZERO);
+        let files_at = Some(self.files_at()).filter(|pos| same_boot && !pos.is_zero());
         let count = self.get(COUNT);
         let dirty = if !same_boot {
             Dirty::Pages(BTreeSet::new())
@@ -168,6 +227,8 @@ impl Scratch {
             cursor,
             dirty,
             writing,
+            unverified: self.unverified().filter(|_| same_boot),
+            quarantine: self.quarantine().filter(|_| same_boot),
         }
     }
 
@@ -176,24 +237,117 @@ impl Scratch {
         self.put(WRITING, writing as u64);
     }
 
-    /// Transaction that the files are at.
-    pub(crate) fn files_at(&self) -> Txid {
-        Txid(self.get(CURSOR_TXID))
+    /// What clients may do.
+    pub(crate) fn clients(&self) -> Clients {
+        match self.get(CLIENTS) {
+            1 => Clients::Write,
+            2 => Clients::Fenced,
+            _ => Clients::Refused,
+        }
+    }
+
+    pub(crate) fn set_clients(&mut self, clients: Clients) {
+        self.put(CLIENTS, clients as u64);
+    }
+
+    /// The last capture found the writer's lock held: it is of a client that never gives it up.
+    pub(crate) fn exclusive(&self) -> bool {
+        self.get(EXCLUSIVE) != 0
+    }
+
+    pub(crate) fn set_exclusive(&mut self, exclusive: bool) {
+        self.put(EXCLUSIVE, u64::from(exclusive));
+    }
+
+    /// Nobody is connected to the wal-index: it may be left over from a crash, while a connection in EXCLUSIVE mode keeps
+    /// its index in its own memory.
+    pub(crate) fn index_is_dead(&self) -> bool {
+        self.get(INDEX_IS_DEAD) != 0
+    }
+
+    pub(crate) fn set_index_is_dead(&mut self, dead: bool) {
+        self.put(INDEX_IS_DEAD, u64::from(dead));
+    }
+
+    /// The first page that was not compared with the table since a power loss.
+    pub(crate) fn unverified(&self) -> Option<u32> {
+        Some(self.get(UNVERIFIED) as u32).filter(|page| *page != 0)
+    }
+
+    pub(crate) fn set_unverified(&mut self, first: Option<u32>) {
+        self.put(UNVERIFIED, u64::from(first.unwrap_or(0)));
+    }
+
+    /// The record that was on its way into the files.
+    pub(crate) fn applying(&self) -> Option<Applying> {
+        let method = match self.get(APPLYING) {
+            1 => Method::Wal,
+            2 => Method::Exclusive,
+            3 => Method::Remove,
+            _ => return None,
+        };
+        let txid = Txid(self.get(APPLYING_TXID));
+        Some(Applying { method, txid })
+    }
+
+    pub(crate) fn set_applying(&mut self, applying: Option<Applying>) {
+        let Some(Applying { method, txid }) = applying else {
+            return self.put(APPLYING, 0);
+        };
+        // With the number of another record the method means nothing.
+        self.put(APPLYING, 0);
+        self.put(APPLYING_TXID, txid.get());
+        self.put(APPLYING, method as u64);
+    }
+
+    /// Why replication is suspended.
+    pub(crate) fn quarantine(&self) -> Option<String> {
+        let len = (self.get(QUARANTINE) as usize).min(REASON.len());
+        let text = &self.map[REASON.start..REASON.start + len];
+        (len > 0).then(|| String::from_utf8_lossy(text).into_owned())
+    }
+
+    pub(crate) fn set_quarantine(&mut self, reason: Option<&str>) {
+        let Some(reason) = reason else {
+            return self.put(QUARANTINE, 0);
+        };
+        let text = &reason.as_bytes()[..reason.len().min(REASON.len())];
+        self.map[REASON.start..REASON.start + text.len()].copy_from_slice(text);
+        self.put(QUARANTINE, text.len() as u64);
+    }
+
+    /// Nobody uses the files any more, and no process is to be succeeded.
+    pub(crate) fn forget_clients(&mut self) {
+        self.set_clients(Clients::Refused);
+        self.set_exclusive(false);
+        self.set_index_is_dead(false);
+        self.set_applying(None);
+        self.set_quarantine(None);
+    }
+
+    fn place(&self) -> usize {
+        PLACES[(self.get(PLACE) & 1) as usize]
+    }
+
+    /// Position that the files are at.
+    pub(crate) fn files_at(&self) -> Pos {
+        let place = self.place();
+        Pos::new(Txid(self.get(place + TXID)), Checksum(self.get(place + POST)))
     }
 
     /// The cursor, if there is a WAL.
     pub(crate) fn cursor(&self) -> Option<Cursor> {
-        let txid = Txid(self.get(CURSOR_TXID));
-        let salt = self.get(CURSOR_SALT);
-        let checksum = self.get(CURSOR_CHECKSUM);
-        let frames = self.get(CURSOR_FRAMES);
-        (txid != Txid::ZERO && frames != NO_WAL).then(|| Cursor {
-            txid,
+        let place = self.place();
+        let get = |word| self.get(place + word);
+        let (salt, checksum) = (get(SALT), get(CHECKSUM));
+        (get(TXID) != 0 && get(FRAMES) != NO_WAL).then(|| Cursor {
+            txid: Txid(get(TXID)),
             salt: [(salt >> 32) as u32, salt as u32],
             at: WalPosition {
-                frames: frames as u32,
+                frames: get(FRAMES) as u32,
                 checksum: WalChecksum::new((checksum >> 32) as u32, checksum as u32),
             },
+            published: get(PUBLISHED) as u32,
         })
     }
 
@@ -232,29 +386,25 @@ impl Scratch {
         }
     }
 
-    /// The files are at `txid`, with a WAL that is in the log up to `cursor`, or without.
-    pub(crate) fn set_cursor(&mut self, txid: Txid, cursor: Option<Cursor>) {
-        self.put(CURSOR_TXID, 0);
-        let Some(cursor) = cursor else {
-            self.put(CURSOR_FRAMES, NO_WAL);
-            self.put(CURSOR_TXID, txid.get());
-            return;
-        };
-        self.put(
-            CURSOR_SALT,
-            u64::from(cursor.salt[0]) << 32 | u64::from(cursor.salt[1]),
-        );
-        self.put(CURSOR_FRAMES, u64::from(cursor.at.frames));
-        self.put(
-            CURSOR_CHECKSUM,
-            u64::from(cursor.at.checksum.s0) << 32 | u64::from(cursor.at.checksum.s1),
-        );
-        self.put(CURSOR_TXID, cursor.txid.get());
-    }
-
-    /// The log begins anew: what the files are at is no transaction of it, though one may have the same number.
-    pub(crate) fn forget_cursor(&mut self) {
-        self.put(CURSOR_TXID, 0);
+    /// The files are at `pos`, with a WAL that is in the log up to `cursor`, or without.
+    pub(crate) fn set_cursor(&mut self, pos: Pos, cursor: Option<Cursor>) {
+        let next = 1 - (self.get(PLACE) & 1);
+        let place = PLACES[next as usize];
+        let two = |[high, low]: [u32; 2]| u64::from(high) << 32 | u64::from(low);
+        self.put(place + TXID, pos.txid.get());
+        self.put(place + POST, pos.post_apply.get());
+        match cursor {
+            None => self.put(place + FRAMES, NO_WAL),
+            Some(Cursor {
+                salt, at, published, ..
+            }) => {
+                self.put(place + SALT, two(salt));
+                self.put(place + FRAMES, u64::from(at.frames));
+                self.put(place + CHECKSUM, two([at.checksum.s0, at.checksum.s1]));
+                self.put(place + PUBLISHED, u64::from(published));
+            }
+        }
+        self.put(PLACE, next);
     }
 
     /// The database is closed in order.
@@ -262,14 +412,20 @@ impl Scratch {
         self.put(CLEAN, 1);
     }
 
+    /// Loads a word.
     fn get(&self, word: usize) -> u64 {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&self.map[word * 8..word * 8 + 8]);
-        u64::from_ne_bytes(bytes)
+        self.word(word).load(Ordering::Acquire)
     }
 
+    /// Stores a word, after everything that was stored before: the process may be killed in between.
     fn put(&mut self, word: usize, value: u64) {
-        self.map[word * 8..word * 8 + 8].copy_from_slice(&value.to_ne_bytes());
+        self.word(word).store(value, Ordering::Release);
+    }
+
+    fn word(&self, word: usize) -> &AtomicU64 {
+        assert!(word < SIZE / 8, "the words of the file");
+        // SAFETY: the mapping begins at a page and has SIZE bytes, so the word is within it and aligned; it lives as long as `self`.
+        unsafe { &*self.map.as_ptr().cast::<AtomicU64>().add(word) }
     }
 
     fn entry(&self, index: usize) -> u32 {
@@ -309,6 +465,44 @@ fn boot_id() -> [u64; 2] {
 mod tests {
     use super::*;
 
+    const POS: Pos = Pos {
+        txid: Txid(8),
+        post_apply: Checksum(1 << 63 | 8),
+    };
+
+    /// A process that takes over needs more than one that starts.
+    #[test]
+    fn what_a_successor_needs_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("scratch");
+        let applying = Applying {
+            method: Method::Exclusive,
+            txid: Txid(9),
+        };
+        {
+            let (mut scratch, _) = Scratch::open(&path).unwrap();
+            scratch.confirm();
+            scratch.set_clients(Clients::Fenced);
+            scratch.set_exclusive(true);
+            scratch.set_index_is_dead(true);
+            scratch.set_unverified(Some(3));
+            scratch.set_applying(Some(applying));
+            scratch.set_quarantine(Some("why"));
+        }
+        let (mut scratch, left) = Scratch::open(&path).unwrap();
+        assert_eq!((scratch.clients(), left.unverified), (Clients::Fenced, Some(3)));
+        assert_eq!(
+            (scratch.applying(), left.quarantine.as_deref()),
+            (Some(applying), Some("why"))
+        );
+        assert!(scratch.exclusive() && scratch.index_is_dead());
+        scratch.set_applying(None);
+        scratch.set_quarantine(None);
+        drop(scratch);
+        let (scratch, left) = Scratch::open(&path).unwrap();
+        assert_eq!((scratch.applying(), left.quarantine), (None, None));
+    }
+
     #[test]
     fn what_was_noted_is_found_by_the_next_process() {
         let dir = tempfile::tempdir().unwrap();
@@ -320,26 +514,28 @@ mod tests {
                 frames: 3,
                 checksum: WalChecksum::new(4, 5),
             },
+            published: 2,
         };
+        let at = |txid| Pos::new(Txid(txid), Checksum(1 << 63 | txid));
         {
             let (mut scratch, left) = Scratch::open(&path).unwrap();
             assert!(!left.clean && left.dirty.is_clean() && left.cursor.is_none());
             scratch.confirm();
             scratch.mark(9);
             scratch.mark(4);
-            scratch.set_cursor(cursor.txid, Some(cursor));
+            scratch.set_cursor(at(7), Some(cursor));
         }
         let (mut scratch, left) = Scratch::open(&path).unwrap();
         assert!(!left.clean && left.same_boot);
         assert_eq!(left.cursor, Some(cursor));
         assert_eq!(left.dirty, Dirty::Pages(BTreeSet::from([4, 9])));
         scratch.settle();
-        scratch.set_cursor(Txid(8), None);
+        scratch.set_cursor(at(8), None);
         scratch.close();
         drop(scratch);
         let (_, left) = Scratch::open(&path).unwrap();
         assert!(left.clean && left.dirty.is_clean());
-        assert_eq!((left.files_at, left.cursor), (Some(Txid(8)), None));
+        assert_eq!((left.files_at, left.cursor), (Some(at(8)), None));
     }
 
     /// The process may be killed before it has seen to what a power loss left.
@@ -350,7 +546,7 @@ mod tests {
         for confirmed in [false, true] {
             let (mut scratch, left) = Scratch::open(&path).unwrap();
             assert!(!left.same_boot);
-            scratch.set_cursor(Txid(8), None);
+            scratch.set_cursor(POS, None);
             scratch.mark(4);
             scratch.set_writing(Writing::Unfinished);
             if confirmed {
@@ -359,7 +555,7 @@ mod tests {
         }
         let (_, left) = Scratch::open(&path).unwrap();
         assert!(left.same_boot && !left.clean);
-        assert_eq!(left.files_at, Some(Txid(8)));
+        assert_eq!(left.files_at, Some(POS));
         assert_eq!(left.dirty, Dirty::Pages(BTreeSet::from([4])));
         assert_eq!(left.writing, Writing::Unfinished);
     }
@@ -370,7 +566,7 @@ mod tests {
         let path = dir.path().join("scratch");
         let (mut scratch, _) = Scratch::open(&path).unwrap();
         scratch.confirm();
-        scratch.set_cursor(Txid(8), None);
+        scratch.set_cursor(POS, None);
         distrust(dir.path());
         scratch.mark(4);
         drop(scratch);

@@ -17,6 +17,10 @@ pub(crate) fn seal(file: &File) -> io::Result<bool> {
     let Some(flags) = flags(file)? else {
         return Ok(false);
     };
+    if flags & IMMUTABLE != 0 {
+        // It was tried out by whoever sealed it; this descriptor may be open for reading only.
+        return Ok(true);
+    }
     if !set_flags(file, flags | IMMUTABLE)? {
         return Ok(false);
     }
@@ -28,6 +32,19 @@ pub(crate) fn seal(file: &File) -> io::Result<bool> {
         set_flags(file, flags & !IMMUTABLE)?;
     }
     Ok(holds)
+}
+
+/// Whether the file is sealed.
+pub(crate) fn is_sealed(file: &File) -> io::Result<bool> {
+    Ok(flags(file)?.is_some_and(|flags| flags & IMMUTABLE != 0))
+}
+
+/// Seals a file again that was sealed before: that it holds was tried out then, and the descriptor may be open for reading only.
+pub(crate) fn seal_again(file: &File) -> io::Result<()> {
+    if let Some(flags) = flags(file)? {
+        set_flags(file, flags | IMMUTABLE)?;
+    }
+    Ok(())
 }
 
 /// Breaks the seal, so that the file can be removed. Returns whether there was one.

@@ -123,7 +123,7 @@ impl Settler {
 /// the first page when it commits, and not before; only with `locking_mode=EXCLUSIVE` it leaves it alone from the second
 /// transaction on.
 fn commits_under_lock(state: &mut State) -> Result<bool> {
-    if state.exclusive {
+    if state.scratch.exclusive() {
         return Ok(true);
     }
     let Some(page_size) = state.page_size() else {
@@ -166,7 +166,7 @@ impl Database {
         let locks = self.locks()?;
         let connected = locks.locked(Side::Shm, wal_lock::DMS).unwrap_or(true);
         let mut state = self.state.lock();
-        state.wal.index_is_dead = !connected;
+        state.scratch.set_index_is_dead(!connected);
         let more = self.capture_wal(&mut state, Until::Index)?;
         let locked = locks.database_write_locked().unwrap_or(false);
         let pause = match (locked, state.all_synced, state.clients_sync) {
@@ -195,7 +195,7 @@ impl Database {
         if guessed && !commits_under_lock(state)? {
             return Ok(Found::Later);
         }
-        state.exclusive = guessed;
+        state.scratch.set_exclusive(guessed);
         if !locked && !state.all_synced {
             // Whoever gave up the lock without a sync is none of those who sync.
             state.clients_sync = false;

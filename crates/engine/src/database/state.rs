@@ -40,8 +40,6 @@ pub(crate) struct State {
     pub(crate) synced_writes: bool,
     /// When the main file was last written, to tell a pause from a stream of raw writes.
     pub(crate) last_write: Option<Instant>,
-    /// The last capture found the writer's lock held: it is of a client that never gives it up.
-    pub(crate) exclusive: bool,
     /// All that was written to the main file since the last transaction is synced.
     pub(crate) all_synced: bool,
     /// Clients sync the main file at the end of a transaction without a journal.
@@ -53,8 +51,6 @@ pub(crate) struct State {
     pub(crate) wal_sealed: bool,
     /// The asynchronous trigger captures nothing before: it failed last time.
     pub(crate) retry_at: Option<Instant>,
-    /// The first page that was not compared with the table since a power loss.
-    pub(crate) unverified: Option<u32>,
     /// Room for one page.
     pub(crate) spare: Vec<u8>,
 }

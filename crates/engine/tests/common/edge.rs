@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
 use engine::{Database, Error, Side, Store};
@@ -40,11 +41,13 @@ pub struct Request {
     pub path: String,
     pub offset: u64,
     pub data: Vec<u8>,
+    /// An earlier daemon was asked, and may have done it.
+    pub again: bool,
 }
 
 impl Request {
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![self.op as u8];
+        let mut bytes = vec![self.op as u8, u8::from(self.again)];
         bytes.extend((self.path.len() as u32).to_le_bytes());
         bytes.extend(self.path.as_bytes());
         bytes.extend(self.offset.to_le_bytes());
@@ -54,7 +57,7 @@ impl Request {
     }
 
     fn read(stream: &mut UnixStream) -> io::Result<Request> {
-        let mut op = [0; 1];
+        let mut op = [0; 2];
         stream.read_exact(&mut op)?;
         let path = read_bytes(stream)?;
         let mut offset = [0; 8];
@@ -64,6 +67,7 @@ impl Request {
             path: String::from_utf8(path).unwrap(),
             offset: u64::from_le_bytes(offset),
             data: read_bytes(stream)?,
+            again: op[1] != 0,
         })
     }
 }
@@ -85,6 +89,8 @@ pub enum Moment {
     During,
     /// All is done, and nobody hears of it.
     After,
+    /// As [`Moment::After`], and what was noted for a successor is from before.
+    Unnoted,
 }
 
 pub struct Edge {
@@ -95,6 +101,10 @@ pub struct Edge {
     death: Mutex<Option<(u64, Moment)>>,
     log: Mutex<Vec<String>>,
     kills: AtomicBool,
+    streams: Mutex<Vec<UnixStream>>,
+    told: Mutex<Option<Sender<()>>>,
+    /// The scratch of the first database before the fatal request.
+    pub noted: Mutex<Option<Vec<u8>>>,
 }
 
 /// Answer to a client that is to die on the spot.
@@ -119,15 +129,24 @@ impl Edge {
             death: Mutex::new(None),
             log: Mutex::new(Vec::new()),
             kills: AtomicBool::new(false),
+            streams: Mutex::default(),
+            told: Mutex::default(),
+            noted: Mutex::default(),
         });
         let accepting = edge.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                accepting
+                    .streams
+                    .lock()
+                    .unwrap()
+                    .push(stream.try_clone().unwrap());
                 if accepting.is_dead() {
                     return;
                 }
                 let edge = accepting.clone();
-                std::thread::spawn(move || edge.converse(stream.unwrap()));
+                std::thread::spawn(move || edge.converse(stream));
             }
         });
         edge
@@ -156,10 +175,25 @@ impl Edge {
         self.kills.store(true, Ordering::SeqCst);
     }
 
+    /// Tells when the daemon dies.
+    pub fn tell(&self, told: Sender<()>) {
+        *self.told.lock().unwrap() = Some(told);
+    }
+
     /// Answers nothing any more.
     pub fn die(&self) {
         self.dead.store(true, Ordering::SeqCst);
         let _ = UnixStream::connect(&self.socket);
+        for stream in self.streams.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    fn dies(&self) {
+        self.dead.store(true, Ordering::SeqCst);
+        if let Some(told) = self.told.lock().unwrap().take() {
+            let _ = told.send(());
+        }
     }
 
     /// The last requests, for messages of tests that fail.
@@ -174,15 +208,17 @@ impl Edge {
             let death = self.death.lock().unwrap().filter(|(at, _)| *at == number);
             let moment = death.map(|(_, moment)| moment);
             if self.is_dead() || moment == Some(Moment::Before) {
-                self.dead.store(true, Ordering::SeqCst);
-                return;
+                return self.dies();
+            }
+            if moment == Some(Moment::Unnoted) {
+                let home = super::homes(self.store.dir()).pop();
+                *self.noted.lock().unwrap() = home.and_then(|home| std::fs::read(home.join("scratch")).ok());
             }
             let outcome = self.perform(&request, moment == Some(Moment::During));
             let errno = outcome.as_ref().err().map_or(0, Error::errno);
             self.log.lock().unwrap().push(format!("{request:?} -> {errno}"));
             if moment.is_some() || self.is_dead() {
-                self.dead.store(true, Ordering::SeqCst);
-                return;
+                return self.dies();
             }
             let ends_commit = match request.op {
                 Op::Sync => request.path.ends_with("-wal"),
@@ -222,7 +258,10 @@ impl Edge {
                     .truncate(false)
                     .open(path)
                     .map(drop),
-                _ => std::fs::remove_file(path),
+                _ => match std::fs::remove_file(path) {
+                    Err(error) if request.again && error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    removed => removed,
+                },
             }
         };
         match db {
@@ -270,7 +309,7 @@ fn perform(
             db.close_database();
             Ok(())
         }
-        (Op::Unlink, _) if !Path::new(path).exists() => {
+        (Op::Unlink, _) if !request.again && !Path::new(path).exists() => {
             Err(ordinary(io::Error::from_raw_os_error(libc::ENOENT)))
         }
         (Op::Unlink, Side::Journal) => db.unlink_journal(op),

@@ -1,7 +1,9 @@
 //! A kernel edge for plain directories: checkpoints and recoveries are real SQLite's, and a test may look at what
 //! happens in the middle of an apply.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -11,9 +13,39 @@ use super::Client;
 
 type OnStore = Box<dyn FnMut(Side) + Send>;
 
+/// Descriptors that outlive the daemon, as the opener of the real one holds them: by database, with the inode of the main file.
+#[derive(Clone, Default)]
+pub struct Opener(Arc<Mutex<BTreeMap<DbName, (u64, Arc<dyn LockFiles>)>>>);
+
+impl Opener {
+    fn open(&self, direct: &Direct, files: &Path, db: &DbName) -> io::Result<Arc<dyn LockFiles>> {
+        let inode = |side| std::fs::metadata(db.file_in(files, side)).map(|meta| meta.ino());
+        let mut open = self.0.lock().unwrap();
+        if let (Some((main, locks)), Ok(database), Ok(shm)) =
+            (open.get(db), inode(Side::Database), inode(Side::Shm))
+            && (*main, locks.shm_inode()) == (database, shm)
+        {
+            return Ok(locks.clone());
+        }
+        let locks = direct.open_locks(db)?;
+        open.insert(db.clone(), (inode(Side::Database)?, locks.clone()));
+        Ok(locks)
+    }
+
+    fn kept(&self, files: &Path, db: &DbName) -> Option<Arc<dyn LockFiles>> {
+        let inode = |side| std::fs::metadata(db.file_in(files, side)).map(|meta| meta.ino());
+        let open = self.0.lock().unwrap();
+        let (main, locks) = open.get(db)?;
+        let same = inode(Side::Database).is_ok_and(|inode| inode == *main)
+            && inode(Side::Shm).is_ok_and(|inode| inode == locks.shm_inode());
+        same.then(|| locks.clone())
+    }
+}
+
 pub struct TestKernel {
     direct: Direct,
     files: PathBuf,
+    pub opener: Opener,
     pub coherence: Coherence,
     on_store: Mutex<Option<OnStore>>,
     on_invalidate: Mutex<Option<OnStore>>,
@@ -22,10 +54,11 @@ pub struct TestKernel {
 }
 
 impl TestKernel {
-    pub fn new(files: &Path, coherence: Coherence, socket: PathBuf) -> TestKernel {
+    pub fn new(files: &Path, coherence: Coherence, socket: PathBuf, opener: Opener) -> TestKernel {
         TestKernel {
             direct: Direct::new(files),
             files: files.to_owned(),
+            opener,
             coherence,
             on_store: Mutex::new(None),
             on_invalidate: Mutex::new(None),
@@ -59,7 +92,11 @@ impl Kernel for TestKernel {
     }
 
     fn open_locks(&self, db: &DbName) -> io::Result<Arc<dyn LockFiles>> {
-        self.direct.open_locks(db)
+        self.opener.open(&self.direct, &self.files, db)
+    }
+
+    fn kept_locks(&self, db: &DbName) -> io::Result<Option<Arc<dyn LockFiles>>> {
+        Ok(self.opener.kept(&self.files, db))
     }
 
     fn store(&self, _: &DbName, side: Side, _: u64, _: &[u8]) {

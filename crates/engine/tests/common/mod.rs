@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use edge::Edge;
 use engine::{Coherence, Database, DbName, Role, Side, Store, StoreOptions};
-pub use kernel::TestKernel;
+pub use kernel::{Opener, TestKernel};
 use ltx::{Pos, Txid};
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::{Connection, OpenFlags};
@@ -27,6 +27,28 @@ pub struct Node {
     pub store: Arc<Store>,
     pub kernel: Arc<TestKernel>,
     pub edge: Arc<Edge>,
+    options: StoreOptions,
+}
+
+/// Name of the socket of a mount that outlives its daemon.
+const KEPT: &str = "kept.sock";
+
+/// Whether clients of this socket wait for the next daemon.
+pub fn outlives(socket: &Path) -> bool {
+    socket.ends_with(KEPT)
+}
+
+/// Connects to the daemon that listens next.
+pub fn reconnect(socket: &Path) -> UnixStream {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return stream,
+            // The test is over.
+            Err(_) if std::time::Instant::now() > deadline => std::process::exit(0),
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(1)),
+        }
+    }
 }
 
 /// Makes a table `t` of 15 pages or more.
@@ -35,6 +57,39 @@ pub const ROWS: &str = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n+1 FR
 
 pub fn name() -> DbName {
     "a.db".parse().unwrap()
+}
+
+/// A mount that nobody serves.
+pub struct Vacant {
+    pub dir: TempDir,
+    opener: Opener,
+    coherence: Coherence,
+    options: StoreOptions,
+}
+
+impl Vacant {
+    /// The next daemon takes it over.
+    pub fn resume(self, role: Role) -> Node {
+        let Vacant {
+            dir,
+            opener,
+            coherence,
+            options,
+        } = self;
+        let store = Store::resume(dir.path(), options.clone(), role).unwrap();
+        let socket = dir.path().join(KEPT);
+        let kernel = TestKernel::new(store.files_dir(), coherence, socket.clone(), opener);
+        let kernel = Arc::new(kernel);
+        store.start(kernel.clone()).unwrap();
+        let edge = Edge::serve(store.clone(), socket);
+        Node {
+            dir,
+            store,
+            kernel,
+            edge,
+            options,
+        }
+    }
 }
 
 impl Node {
@@ -57,16 +112,66 @@ impl Node {
     }
 
     pub fn open_with(dir: TempDir, coherence: Coherence, options: StoreOptions) -> Node {
-        let store = Store::open(dir.path(), options).unwrap();
-        let socket = dir.path().join("edge.sock");
+        Node::open_at(dir, coherence, options, "edge.sock")
+    }
+
+    /// A node whose mount outlives its daemon, see [`Node::replace`].
+    pub fn kept(coherence: Coherence, options: StoreOptions) -> Node {
+        Node::open_at(tempfile::tempdir().unwrap(), coherence, options, KEPT)
+    }
+
+    fn open_at(dir: TempDir, coherence: Coherence, options: StoreOptions, socket: &str) -> Node {
+        let store = Store::open(dir.path(), options.clone()).unwrap();
+        let socket = dir.path().join(socket);
         let edge = Edge::serve(store.clone(), socket.clone());
-        let kernel = Arc::new(TestKernel::new(store.files_dir(), coherence, socket));
+        let kernel = TestKernel::new(store.files_dir(), coherence, socket, Opener::default());
+        let kernel = Arc::new(kernel);
         store.start(kernel.clone()).unwrap();
         Node {
             dir,
             store,
             kernel,
             edge,
+            options,
+        }
+    }
+
+    /// The daemon is killed, and the next one takes its mount over in the same role.
+    pub fn replace(self) -> Node {
+        let role = self.store.role();
+        self.vacate().resume(role)
+    }
+
+    /// The daemon is killed, and nobody serves its mount.
+    pub fn vacate(self) -> Vacant {
+        let Node {
+            dir,
+            store,
+            kernel,
+            edge,
+            options,
+        } = self;
+        edge.die();
+        store.abandon();
+        let noted = edge.noted.lock().unwrap().take();
+        let (opener, coherence) = (kernel.opener.clone(), kernel.coherence);
+        // What its threads are at they finish, as system calls of a process that is killed do.
+        let rest = Arc::downgrade(&store);
+        let databases: Vec<_> = store.databases().iter().map(Arc::downgrade).collect();
+        drop((store, edge, kernel));
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while rest.strong_count() > 0 || databases.iter().any(|db| db.strong_count() > 0) {
+            assert!(std::time::Instant::now() < deadline, "the daemon does not die");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        if let Some((noted, home)) = noted.zip(homes(dir.path()).pop()) {
+            std::fs::write(home.join("scratch"), noted).unwrap();
+        }
+        Vacant {
+            dir,
+            opener,
+            coherence,
+            options,
         }
     }
 
@@ -339,12 +444,14 @@ fn client_process() {
     };
     let connection = match std::env::var_os(CLIENT_SOCKET) {
         Some(socket) => {
-            // The test is over before its client began.
-            let Ok(socket) = UnixStream::connect(socket) else {
-                std::process::exit(0);
+            let socket = PathBuf::from(socket);
+            let stream = match outlives(&socket) {
+                true => reconnect(&socket),
+                // The test is over before its client began.
+                false => UnixStream::connect(&socket).unwrap_or_else(|_| std::process::exit(0)),
             };
             let intercepted = std::env::var(CLIENT_INTERCEPTED).is_ok_and(|value| value == "1");
-            vfs::register(socket, intercepted);
+            vfs::register(stream, socket, intercepted);
             Connection::open_with_flags_and_vfs(path, OpenFlags::default(), vfs::NAME).unwrap()
         }
         None => Connection::open(path).unwrap(),

@@ -4,6 +4,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::ptr::{addr_of, null_mut};
 use std::sync::{Mutex, OnceLock};
 
@@ -20,6 +21,8 @@ struct Channel {
     base: usize,
     /// Writes to journal and WAL are requests too (mode D).
     intercepted: bool,
+    /// Where the next daemon listens, if the mount outlives this one.
+    socket: Option<PathBuf>,
 }
 
 #[repr(C)]
@@ -39,13 +42,14 @@ enum Kind {
 }
 
 /// Registers the VFS; requests go to the socket.
-pub fn register(socket: UnixStream, intercepted: bool) {
+pub fn register(socket: UnixStream, path: PathBuf, intercepted: bool) {
     // SAFETY: the default VFS lives as long as the process.
     let base = unsafe { ffi::sqlite3_vfs_find(null_mut()) };
     let channel = Channel {
         stream: Mutex::new(socket),
         base: base as usize,
         intercepted,
+        socket: super::outlives(&path).then_some(path),
     };
     assert!(CHANNEL.set(channel).is_ok(), "registered once");
     // SAFETY: a VFS is plain data; the copy is leaked, so SQLite may keep it.
@@ -68,17 +72,30 @@ fn channel() -> &'static Channel {
 fn ask(op: Op, path: *const c_char, offset: u64, data: &[u8]) -> c_int {
     // SAFETY: SQLite's file names are C strings that outlive the file.
     let path = unsafe { CStr::from_ptr(path) }.to_str().unwrap().to_owned();
-    let request = Request {
+    let mut request = Request {
         op,
         path,
         offset,
         data: data.to_vec(),
+        again: false,
     };
     let mut stream = channel().stream.lock().unwrap();
     let mut answer = [0; 4];
-    let outcome = stream
-        .write_all(&request.encode())
-        .and_then(|()| stream.read_exact(&mut answer));
+    loop {
+        let outcome = stream
+            .write_all(&request.encode())
+            .and_then(|()| stream.read_exact(&mut answer));
+        match (outcome, &channel().socket) {
+            (Err(_), Some(path)) => {
+                request.again = true;
+                *stream = super::reconnect(path);
+            }
+            (outcome, _) => return answered(outcome, answer),
+        }
+    }
+}
+
+fn answered(outcome: std::io::Result<()>, answer: [u8; 4]) -> c_int {
     match outcome {
         Ok(()) if i32::from_le_bytes(answer) == super::edge::DIE => std::process::abort(),
         Ok(()) => i32::from_le_bytes(answer),

@@ -47,8 +47,9 @@ impl Database {
     fn end_of_journal(&self, journal: &File) -> Result<()> {
         let mut state = self.state.lock();
         if state.scratch.dirty().is_clean() {
-            // The settler may have been faster, and have found that the disk fails.
-            return self.check_usable();
+            // The settler may have been faster, and have found that the disk fails; or the process that was asked before has captured.
+            self.check_usable()?;
+            return self.sync_commit(&mut state);
         }
         let mut head = [0; JOURNAL_HEADER_SIZE];
         let read = read_full(journal, &mut head, 0)
@@ -108,6 +109,9 @@ impl Database {
             synced = self.sync_commit(&mut state);
         } else if !state.scratch.dirty().is_clean() {
             self.check_rolled_back(&mut state)?;
+        } else if self.shared.is_primary() && !self.is_closed() {
+            // The process that was asked before has captured it, and maybe not made it durable.
+            synced = self.sync_commit(&mut state);
         }
         op().map_err(Error::io("journal.finish", state.backing.path(Side::Journal)))?;
         synced

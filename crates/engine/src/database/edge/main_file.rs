@@ -103,7 +103,7 @@ impl Database {
             return Ok(());
         }
         state.clients_sync = true;
-        state.exclusive = false;
+        state.scratch.set_exclusive(false);
         state.scratch.set_writing(Writing::Whole);
         self.capture_pages(state, 0)
     }

@@ -4,9 +4,11 @@
 //! * `journal`: the begin and the end of a rollback-mode transaction
 //! * `main_file`: its pages, and those of checkpoints
 //! * `wal`: the commits of WAL mode
+//! * `side_files`: who may take WAL and wal-index away
 
 mod journal;
 mod main_file;
+mod side_files;
 mod wal;
 
 use std::fs::File;

@@ -29,7 +29,10 @@ impl Database {
         }
         let mut state = self.state.lock();
         self.check_usable()?;
-        if let Some(intact) = intact_frames(&state, offset) {
+        if let Some(intact) = intact_frames(&state, offset)
+            // A request that the process before has done comes once more, and takes nothing away.
+            && !is_there(file, offset, data)?
+        {
             self.frames_go(&mut state, file, intact)?;
         }
         file.write_all_at(data, offset)
@@ -88,6 +91,7 @@ impl Database {
 
     /// The WAL gets another size; its frames are captured before they go.
     pub fn truncate_wal(&self, file: &File, size: u64) -> Result<()> {
+        self.check_shortens(Side::Wal, file, size)?;
         let mut state = self.state.lock();
         self.capture_before_wal_goes(&mut state)?;
         let sealed = state.wal_sealed;
@@ -108,6 +112,7 @@ impl Database {
 
     /// The WAL is removed: the last connection is closed, or the journal mode changes.
     pub fn unlink_wal(&self, op: FileOp<'_>) -> Result<()> {
+        self.check_goes()?;
         let mut state = self.state.lock();
         self.capture_before_wal_goes(&mut state)?;
         self.break_seal(&mut state)?;
@@ -155,7 +160,22 @@ impl Database {
     pub fn wal_opened(&self) {
         let mut state = self.state.lock();
         state.wal.present = true;
-        state.wal.index_is_dead = false;
+        state.scratch.set_index_is_dead(false);
+    }
+
+    /// The wal-index is removed, or gets another name.
+    pub fn unlink_shm(&self, op: FileOp<'_>) -> Result<()> {
+        self.check_goes()?;
+        op().map_err(Error::io("shm.unlink", self.name.file(Side::Shm)))?;
+        self.shm_replaced();
+        Ok(())
+    }
+
+    /// The wal-index gets another size.
+    pub fn truncate_shm(&self, file: &File, size: u64) -> Result<()> {
+        self.check_shortens(Side::Shm, file, size)?;
+        file.set_len(size)
+            .map_err(Error::io("shm.truncate", self.name.file(Side::Shm)))
     }
 
     /// The wal-index was removed or created: locks taken on the old file mean nothing.
@@ -184,6 +204,13 @@ impl Database {
         }
         Ok(())
     }
+}
+
+/// Whether the file holds these bytes there.
+fn is_there(file: &File, offset: u64, data: &[u8]) -> Result<bool> {
+    let mut bytes = vec![0; data.len()];
+    let read = read_full(file, &mut bytes, offset).map_err(Error::io("wal.read", "-wal"))?;
+    Ok(read == data.len() && bytes == data)
 }
 
 /// How many captured frames a write to the WAL leaves as they are, if it overwrites any.

@@ -1,0 +1,138 @@
+//! Locks of the process before this one: they belong to open file descriptions that the opener holds, so they outlived it. Fences stay
+//! without a gap, and what the process died with in the middle of something goes when that is done.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use sqlite_format::locks::PENDING_BYTE;
+use sqlite_format::locks::{SHARED_FIRST, SHARED_SIZE};
+use sqlite_format::wal_index::lock;
+
+use super::Database;
+use super::role::Fence;
+use super::scratch::{Applying, Clients, Method};
+use crate::error::{Error, Result};
+use crate::kernel::LockFiles;
+use crate::name::Side;
+
+/// How long the end of a time as primary waits for clients in the middle of something.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Database {
+    /// Takes the locks over. Waits for nothing, and comes before the first request is answered.
+    pub(crate) fn adopt_locks(&self) -> Result<()> {
+        let kept = self.shared.kernel().kept_locks(&self.name);
+        let Some(locks) = kept.map_err(Error::io("locks.keep", self.name.as_str()))? else {
+            return Ok(());
+        };
+        *self.locks.lock() = Some(locks.clone());
+        let (clients, applying) = {
+            let state = self.state.lock();
+            (state.scratch.clients(), state.scratch.applying())
+        };
+        if !self.shared.is_primary() && clients == Clients::Fenced {
+            // Who holds out is fenced by the settler, when he has let go.
+            let fence = self.try_fence(&*locks)?;
+            self.held_out.store(fence == Fence::Busy, Ordering::Release);
+        }
+        self.inherited.store(true, Ordering::Release);
+        match applying {
+            None => self.release_inherited(),
+            Some(applying) => self.keep_readers_out(locks, applying),
+        }
+    }
+
+    /// A record is half written to the main file: nobody reads it before it is written as a whole.
+    fn keep_readers_out(&self, locks: Arc<dyn LockFiles>, applying: Applying) -> Result<()> {
+        match applying.method {
+            Method::Exclusive => self.backlog.keep(locks, &self.name),
+            Method::Wal | Method::Remove => Ok(()),
+        }
+    }
+
+    /// Does what the process before left undone. May wait for the mount.
+    pub(crate) fn finish_takeover(self: &Arc<Self>) -> Result<()> {
+        self.finish_primary()?;
+        self.finish_record()?;
+        if !self.shared.is_primary() && !self.is_caught_up() {
+            self.start_worker();
+        }
+        if self.shared.is_primary() {
+            self.wal_changed()?;
+        }
+        Ok(())
+    }
+
+    /// What the kernel was not told of a record that is in the files, or in a part of them.
+    fn finish_record(&self) -> Result<()> {
+        let _turn = self.backlog.applying.lock();
+        let (applying, at) = {
+            let state = self.state.lock();
+            (state.scratch.applying(), state.pos.txid)
+        };
+        let Some(applying) = applying else { return Ok(()) };
+        let kernel = self.shared.kernel();
+        kernel.invalidate(&self.name, Side::Database, None);
+        match applying.method {
+            Method::Exclusive => {}
+            Method::Remove => {
+                for side in Side::ALL {
+                    kernel.invalidate_entry(&self.name, side);
+                }
+            }
+            Method::Wal => kernel.store(&self.name, Side::Shm, 0, &[]),
+        }
+        if applying.txid > at && !self.shared.is_primary() {
+            // It is applied once more, under the locks that are held.
+            return Ok(());
+        }
+        if applying.method == Method::Wal {
+            self.publish_again()?;
+        }
+        self.applied_as_a_whole()
+    }
+
+    /// Nothing is half applied any more.
+    pub(crate) fn applied_as_a_whole(&self) -> Result<()> {
+        self.state.lock().scratch.set_applying(None);
+        self.release_inherited()
+    }
+
+    /// Releases what the process before held and nobody needs: all but the fence.
+    pub(crate) fn release_inherited(&self) -> Result<()> {
+        if !self.inherited.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.backlog.let_go();
+        let Some(locks) = self.cached_locks() else {
+            return Ok(());
+        };
+        let unlock = |side, start, len| {
+            locks
+                .unlock(side, start, len)
+                .map_err(Error::io("locks.release", self.name.file(side)))
+        };
+        unlock(
+            Side::Database,
+            PENDING_BYTE,
+            SHARED_FIRST + SHARED_SIZE - PENDING_BYTE,
+        )?;
+        unlock(Side::Shm, lock::CHECKPOINT, lock::DMS - lock::CHECKPOINT)?;
+        if !self.is_fenced() {
+            unlock(Side::Shm, lock::WRITE, 1)?;
+            unlock(Side::Shm, lock::DMS, 1)?;
+        }
+        Ok(())
+    }
+
+    /// The process before died when its time as primary had ended and not everybody was fenced: what was committed until now is captured,
+    /// and nobody commits any more. Comes before any record of another primary.
+    pub(crate) fn finish_primary(&self) -> Result<()> {
+        if self.unfinished_primary.load(Ordering::Acquire) && !self.shared.is_primary() {
+            self.fence(Instant::now() + PATIENCE)?;
+        }
+        self.unfinished_primary.store(false, Ordering::Release);
+        Ok(())
+    }
+}
