@@ -131,6 +131,7 @@ fn run(workload: &Workload, deaths: &[(u64, Moment)]) -> (bool, Txid) {
         eprintln!("{context}");
         std::panic::resume_unwind(panic);
     }
+    node.edge.spare();
     if node.edge.is_dead() {
         node = node.replace();
         pending = false;

@@ -175,6 +175,11 @@ impl Edge {
         self.kills.store(true, Ordering::SeqCst);
     }
 
+    /// The daemon dies no more.
+    pub fn spare(&self) {
+        *self.death.lock().unwrap() = None;
+    }
+
     /// Tells when the daemon dies.
     pub fn tell(&self, told: Sender<()>) {
         *self.told.lock().unwrap() = Some(told);
@@ -184,6 +189,10 @@ impl Edge {
     pub fn die(&self) {
         self.dead.store(true, Ordering::SeqCst);
         let _ = UnixStream::connect(&self.socket);
+        self.hang_up();
+    }
+
+    fn hang_up(&self) {
         for stream in self.streams.lock().unwrap().drain(..) {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
@@ -191,6 +200,7 @@ impl Edge {
 
     fn dies(&self) {
         self.dead.store(true, Ordering::SeqCst);
+        self.hang_up();
         if let Some(told) = self.told.lock().unwrap().take() {
             let _ = told.send(());
         }
