@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use engine::{CheckpointMode, CheckpointResult, Coherence, DbName, Direct, Kernel, LockFiles, Side};
@@ -32,7 +33,7 @@ impl Opener {
         Ok(locks)
     }
 
-    fn kept(&self, files: &Path, db: &DbName) -> Option<Arc<dyn LockFiles>> {
+    pub fn kept(&self, files: &Path, db: &DbName) -> Option<Arc<dyn LockFiles>> {
         let inode = |side| std::fs::metadata(db.file_in(files, side)).map(|meta| meta.ino());
         let open = self.0.lock().unwrap();
         let (main, locks) = open.get(db)?;
@@ -42,7 +43,54 @@ impl Opener {
     }
 }
 
+/// A daemon's descriptors: what it locked stays locked when it dies, whatever its threads do while they end.
+struct Mortal {
+    locks: Arc<dyn LockFiles>,
+    dead: Arc<AtomicBool>,
+}
+
+impl LockFiles for Mortal {
+    fn database_write_locked(&self) -> io::Result<bool> {
+        self.locks.database_write_locked()
+    }
+
+    fn database_locked(&self) -> io::Result<bool> {
+        self.locks.database_locked()
+    }
+
+    fn locked(&self, side: Side, start: u64) -> io::Result<bool> {
+        self.locks.locked(side, start)
+    }
+
+    fn write_locked(&self, side: Side, start: u64) -> io::Result<bool> {
+        self.locks.write_locked(side, start)
+    }
+
+    fn try_lock(&self, side: Side, start: u64, len: u64, exclusive: bool) -> io::Result<bool> {
+        match self.dead.load(Ordering::SeqCst) {
+            true => Ok(false),
+            false => self.locks.try_lock(side, start, len, exclusive),
+        }
+    }
+
+    fn unlock(&self, side: Side, start: u64, len: u64) -> io::Result<()> {
+        match self.dead.load(Ordering::SeqCst) {
+            true => Ok(()),
+            false => self.locks.unlock(side, start, len),
+        }
+    }
+
+    fn shm_inode(&self) -> u64 {
+        self.locks.shm_inode()
+    }
+
+    fn read_shm(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.locks.read_shm(buf)
+    }
+}
+
 pub struct TestKernel {
+    dead: Arc<AtomicBool>,
     direct: Direct,
     files: PathBuf,
     pub opener: Opener,
@@ -58,6 +106,7 @@ impl TestKernel {
         TestKernel {
             direct: Direct::new(files),
             files: files.to_owned(),
+            dead: Arc::default(),
             opener,
             coherence,
             on_store: Mutex::new(None),
@@ -78,6 +127,16 @@ impl TestKernel {
         *self.on_invalidate.lock().unwrap() = Some(Box::new(run));
     }
 
+    /// The daemon is dead: its locks stay as they are.
+    pub fn die(&self) {
+        self.dead.store(true, Ordering::SeqCst);
+    }
+
+    fn mortal(&self, locks: Arc<dyn LockFiles>) -> Arc<dyn LockFiles> {
+        let dead = self.dead.clone();
+        Arc::new(Mortal { locks, dead })
+    }
+
     fn sqlite(&self, db: &DbName, sql: &str) -> io::Result<String> {
         let intercepted = self.coherence == Coherence::Intercepted;
         let path = db.file_in(&self.files, Side::Database);
@@ -92,11 +151,12 @@ impl Kernel for TestKernel {
     }
 
     fn open_locks(&self, db: &DbName) -> io::Result<Arc<dyn LockFiles>> {
-        self.opener.open(&self.direct, &self.files, db)
+        let locks = self.opener.open(&self.direct, &self.files, db)?;
+        Ok(self.mortal(locks))
     }
 
     fn kept_locks(&self, db: &DbName) -> io::Result<Option<Arc<dyn LockFiles>>> {
-        Ok(self.opener.kept(&self.files, db))
+        Ok(self.opener.kept(&self.files, db).map(|locks| self.mortal(locks)))
     }
 
     fn store(&self, _: &DbName, side: Side, _: u64, _: &[u8]) {

@@ -15,7 +15,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
 use edge::Edge;
-use engine::{Coherence, Database, DbName, Role, Side, Store, StoreOptions};
+use engine::{Coherence, Database, DbName, LockFiles, Role, Side, Store, StoreOptions};
 pub use kernel::{Opener, TestKernel};
 use ltx::{Pos, Txid};
 use rusqlite::fallible_iterator::FallibleIterator;
@@ -45,7 +45,9 @@ pub fn reconnect(socket: &Path) -> UnixStream {
         match UnixStream::connect(socket) {
             Ok(stream) => return stream,
             // The test is over.
-            Err(_) if std::time::Instant::now() > deadline => std::process::exit(0),
+            Err(_) if std::time::Instant::now() > deadline || !socket.parent().is_some_and(Path::exists) => {
+                std::process::exit(0)
+            }
             Err(_) => std::thread::sleep(std::time::Duration::from_millis(1)),
         }
     }
@@ -68,6 +70,16 @@ pub struct Vacant {
 }
 
 impl Vacant {
+    /// The descriptors that the dead daemon may hold locks through.
+    pub fn kept_locks(&self) -> Arc<dyn LockFiles> {
+        self.opener.kept(&self.dir.path().join("files"), &name()).unwrap()
+    }
+
+    /// What was noted for a successor.
+    pub fn scratch(&self) -> PathBuf {
+        homes(self.dir.path()).remove(0).join("scratch")
+    }
+
     /// The next daemon takes it over.
     pub fn resume(self, role: Role) -> Node {
         let Vacant {
@@ -152,6 +164,7 @@ impl Node {
             options,
         } = self;
         edge.die();
+        kernel.die();
         store.abandon();
         let noted = edge.noted.lock().unwrap().take();
         let (opener, coherence) = (kernel.opener.clone(), kernel.coherence);
