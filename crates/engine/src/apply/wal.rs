@@ -274,18 +274,22 @@ impl Database {
             let wal = state.backing.get_or_create(Side::Wal)?;
             return self.map_wal(state, &wal, Some(known));
         }
-        if let Some((pgno, _)) = wrong.first() {
-            {
-                let reason =
-                    format!("a client committed page {pgno} while this node was no primary any more");
-                self.quarantine(state, reason.clone());
-                return Err(Error::Quarantined {
-                    db: self.name.clone(),
-                    reason,
-                });
+        if record.info.is_snapshot() {
+            // It replaces everything, also what is hidden by such frames.
+            for (pgno, _) in wrong {
+                state.scratch.mark(pgno.get());
             }
+            return Ok(());
         }
-        Ok(())
+        let Some((pgno, _)) = wrong.first() else {
+            return Ok(());
+        };
+        let reason = format!("a client committed page {pgno} while this node was no primary any more");
+        self.quarantine(state, reason.clone());
+        Err(Error::Quarantined {
+            db: self.name.clone(),
+            reason,
+        })
     }
 
     /// If all frames are in the main file and no reader needs them, the next frame is the first again. The wal-index says
