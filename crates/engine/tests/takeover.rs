@@ -6,7 +6,7 @@ mod common;
 use std::sync::mpsc::channel;
 
 use common::edge::Moment;
-use common::{Client, Node, integrity, name, replicate};
+use common::{Client, Node, replicate};
 use engine::{Coherence, Role, StoreOptions};
 use ltx::{Pos, Txid};
 

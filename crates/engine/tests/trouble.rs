@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use common::disk::{Watch, Watched};
 use common::{Client, Node, ROWS, count, integrity, name, replicate, send_snapshot, wait_applied};
 use engine::disk::{DiskError, Op, Result};
-use engine::{Coherence, Durability, Role, StoreOptions, Watcher};
+use engine::{Durability, Role, StoreOptions, Watcher};
 use ltx::Txid;
 
 /// A disk on which writes to the log fail on command.

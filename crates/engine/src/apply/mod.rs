@@ -92,6 +92,9 @@ impl Database {
     /// [`Error::Log`] for damaged records; nothing is changed then.
     pub(crate) fn receive(self: &Arc<Self>, source: &mut dyn Read) -> Result<Pos> {
         let _turn = self.backlog.receiving.lock();
+        if self.in_doubt.load(Ordering::Acquire) {
+            self.check_usable()?;
+        }
         self.finish_primary()?;
         let mut head = [0; ltx::HEADER_SIZE];
         source
@@ -230,7 +233,12 @@ impl Database {
                 }
                 Err(Error::Busy { .. }) => {}
                 // A snapshot is needed; it will begin a new attempt.
-                Err(Error::Quarantined { .. }) => break,
+                Err(Error::Quarantined { .. }) => {
+                    if let Err(error) = self.give_up_record() {
+                        tracing::error!(db = %self.name, %error, "locks of the process before stay");
+                    }
+                    break;
+                }
                 Err(error) => {
                     tracing::error!(db = %self.name, %error, "cannot apply, trying again");
                     std::thread::sleep(PATIENCE);

@@ -68,6 +68,8 @@ pub struct Database {
     pub(crate) suspended: AtomicBool,
     /// The process before died before it had fenced everybody who wrote here: that comes before any record from elsewhere.
     pub(crate) unfinished_primary: AtomicBool,
+    /// Nobody knows what the files hold: they are closed until a start that verifies them.
+    pub(crate) in_doubt: AtomicBool,
     /// Locks that the process before held are yet to be released.
     pub(crate) inherited: AtomicBool,
 }

@@ -184,6 +184,7 @@ impl Database {
             closed,
             suspended: AtomicBool::new(false),
             unfinished_primary: AtomicBool::new(false),
+            in_doubt: AtomicBool::new(false),
             inherited: AtomicBool::new(false),
         });
         Ok((db, left))

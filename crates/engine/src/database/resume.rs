@@ -61,11 +61,16 @@ impl Database {
             return Ok(());
         };
         if !left.same_boot {
-            self.doubt_files(
+            // Whether clients are fenced is not known either; who is not has nothing to lose.
+            state.scratch.set_clients(match self.shared.is_primary() {
+                true => Clients::Write,
+                false => Clients::Fenced,
+            });
+            self.close_unverified(
                 state,
                 &tail,
                 "a sync failed, or what was noted of its files is lost",
-            )?;
+            );
             self.publish(state);
             return Ok(());
         }
@@ -73,8 +78,8 @@ impl Database {
             FilesAt::Record(at) if self.replay_to(state, &at)? => {
                 self.take_up_wal(state, left, &at)?;
                 self.take_up_drop(state, left, &at);
-                if at.pos() != tail.pos() && self.shared.is_primary() {
-                    self.doubt_files(state, &at, "records from the primary before are not applied")?;
+                if at.pos() != tail.pos() {
+                    self.take_up_pending(state, &at)?;
                 }
             }
             FilesAt::BeforeSnapshot if !self.shared.is_primary() => {
@@ -101,8 +106,11 @@ impl Database {
     fn take_up_hints(&self, state: &mut State, left: &Left) -> Result<()> {
         // The log may lack a sync that a client waits for.
         state.synced_writes = self.shared.is_primary();
-        if self.shared.options.durability == Durability::Commit {
-            self.log.sync()?;
+        if self.shared.options.durability == Durability::Commit
+            && let Err(error) = self.log.sync()
+        {
+            // That closes the database.
+            tracing::error!(db = %self.name, %error, "cannot make the log durable");
         }
         // The header of a commit frame may be written, and its page be the next that comes.
         state.wal.commit_written = true;
@@ -113,6 +121,16 @@ impl Database {
             let sealed = is_sealed(&wal).map_err(Error::io("wal.seal", state.backing.path(Side::Wal)))?;
             state.wal_sealed = sealed;
         }
+        Ok(())
+    }
+
+    /// Records behind that one were received, and maybe one of them is half applied.
+    fn take_up_pending(&self, state: &mut State, at: &RecordInfo) -> Result<()> {
+        if self.shared.is_primary() {
+            return self.doubt_files(state, at, "records from the primary before are not applied");
+        }
+        let next = self.log.find(at.max.next().unwrap_or(Txid::MAX))?;
+        state.incoming = next.map_or(0, |record| record.info.commit);
         Ok(())
     }
 
@@ -249,9 +267,7 @@ impl Database {
         state.pos = at.pos();
         state.timestamp_ms = at.timestamp_ms;
         if self.shared.is_primary() || state.scratch.clients() == Clients::Write {
-            state.commit = at.commit;
-            self.closed
-                .close(&format!("{why}: a start without clients has to verify it"));
+            self.close_unverified(state, at, why);
             return Ok(());
         }
         self.blank_table(state)?;
@@ -260,6 +276,15 @@ impl Database {
             format!("{why}: only a snapshot from the primary can repair it"),
         );
         Ok(())
+    }
+
+    /// The database is read and nothing else, and takes no records either: what clients committed may be in its files alone.
+    fn close_unverified(&self, state: &mut State, at: &RecordInfo, why: &str) {
+        state.pos = at.pos();
+        state.commit = at.commit;
+        self.in_doubt.store(true, Ordering::Release);
+        self.closed
+            .close(&format!("{why}: a start without clients has to verify it"));
     }
 
     /// On the primary clients write, whatever the process before died in the middle of.

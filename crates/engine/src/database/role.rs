@@ -180,7 +180,14 @@ impl Database {
         let Some(locks) = self.cached_locks() else {
             return Ok(false);
         };
+        let connected = || {
+            let locked = locks.locked(Side::Shm, lock::DMS);
+            locked.map_err(Error::io("wal.fence", self.name.file(Side::Shm)))
+        };
         if self.held_out.load(Ordering::Acquire) {
+            if connected()? && !self.index_is_valid()? {
+                return Ok(true);
+            }
             if self.try_fence(&*locks)? == Fence::Busy {
                 return Ok(true);
             }
@@ -197,8 +204,14 @@ impl Database {
             return Ok(false);
         }
         let alone = locks.try_lock(Side::Shm, lock::DMS, 1, true);
-        if alone.map_err(Error::io("wal.unfence", self.name.file(Side::Shm)))? || !self.index_is_valid()? {
+        if alone.map_err(Error::io("wal.unfence", self.name.file(Side::Shm)))? {
             self.unfence();
+        } else if !self.index_is_valid()? {
+            // Clients need WAL_WRITE to build it anew. Meanwhile nothing but the seal keeps them from committing.
+            self.cut_off()?;
+            self.held_out.store(true, Ordering::Release);
+            self.unfence();
+            return Ok(true);
         }
         Ok(self.is_fenced())
     }

@@ -31,7 +31,11 @@ impl Database {
             let state = self.state.lock();
             (state.scratch.clients(), state.scratch.applying())
         };
-        if !self.shared.is_primary() && clients == Clients::Fenced {
+        let fenced = match clients {
+            Clients::Refused => false,
+            Clients::Write | Clients::Fenced => !self.shared.is_primary(),
+        };
+        if fenced || self.is_closed() {
             // Who holds out is fenced by the settler, when he has let go.
             let fence = self.try_fence(&*locks)?;
             self.held_out.store(fence == Fence::Busy, Ordering::Release);
@@ -87,10 +91,19 @@ impl Database {
             // It is applied once more, under the locks that are held.
             return Ok(());
         }
-        if applying.method == Method::Wal {
-            self.publish_again()?;
+        let published = match applying.method {
+            Method::Wal => self.publish_again(),
+            Method::Exclusive | Method::Remove => Ok(()),
+        };
+        self.applied_as_a_whole().and(published)
+    }
+
+    /// What is pending cannot be applied before a snapshot comes. Readers go on with what they have, unless that is half written.
+    pub(crate) fn give_up_record(&self) -> Result<()> {
+        match self.backlog.keeps_readers_out() {
+            true => Ok(()),
+            false => self.release_inherited(),
         }
-        self.applied_as_a_whole()
     }
 
     /// Nothing is half applied any more.

@@ -16,7 +16,9 @@ type OnStore = Box<dyn FnMut(Side) + Send>;
 
 /// Descriptors that outlive the daemon, as the opener of the real one holds them: by database, with the inode of the main file.
 #[derive(Clone, Default)]
-pub struct Opener(Arc<Mutex<BTreeMap<DbName, (u64, Arc<dyn LockFiles>)>>>);
+pub struct Opener(Arc<Mutex<Open>>);
+
+type Open = BTreeMap<DbName, (u64, Arc<dyn LockFiles>)>;
 
 impl Opener {
     fn open(&self, direct: &Direct, files: &Path, db: &DbName) -> io::Result<Arc<dyn LockFiles>> {
