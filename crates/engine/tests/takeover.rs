@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 
 use common::edge::Moment;
 use common::{Client, Node, replicate};
-use engine::{Coherence, Role, StoreOptions};
+use engine::{Coherence, Durability, Role, StoreOptions};
 use ltx::{Pos, Txid};
 
 /// How a client works.
@@ -17,6 +17,7 @@ struct Workload {
     coherence: Coherence,
     /// Each commit is a transaction, whoever looks when.
     exact: bool,
+    durability: Durability,
 }
 
 const STATEMENTS: [&str; 15] = [
@@ -53,7 +54,11 @@ fn views() -> Vec<String> {
 }
 
 fn start(workload: &Workload) -> (Node, Client) {
-    let node = Node::kept(workload.coherence, StoreOptions::default());
+    let options = StoreOptions {
+        durability: workload.durability,
+        ..StoreOptions::default()
+    };
+    let node = Node::kept(workload.coherence, options);
     node.store.set_role(Role::Primary { epoch: 1 }).unwrap();
     let client = node.mount();
     client.exec(workload.setup);
@@ -85,6 +90,7 @@ fn check(node: &Node, client: &Client, context: &str) -> Txid {
     assert_eq!(node.digest(), replica.digest(), "{context}");
     assert_eq!(replica.connect().query(ROWS), client.query(ROWS), "{context}");
     assert_eq!(node.db().status().quarantine, None, "{context}");
+    replica.kill();
     check_log(node, context)
 }
 
@@ -137,23 +143,30 @@ fn run(workload: &Workload, deaths: &[(u64, Moment)]) -> (bool, Txid) {
         pending = false;
     }
     let last = check(&node, &client, &context);
+    drop(client);
+    node.kill();
     (!pending, last)
 }
 
 const MOMENTS: [Moment; 4] = [Moment::Before, Moment::During, Moment::After, Moment::Unnoted];
 
 fn replaced_everywhere(setup: &'static str, coherence: Coherence, exact: bool) {
-    let workload = Workload {
+    replace_at_each(&Workload {
         setup,
         coherence,
         exact,
-    };
-    let (_, expected) = run(&workload, &[]);
+        durability: Durability::Follow,
+    });
+}
+
+fn replace_at_each(workload: &Workload) {
+    let Workload { setup, coherence, .. } = workload;
+    let (_, expected) = run(workload, &[]);
     let step: u64 = std::env::var("ENGINE_TAKEOVER_STEP").map_or(17, |step| step.parse().unwrap());
     let (mut request, mut turn) = (0, 0);
     loop {
         let moment = MOMENTS[turn % 4];
-        let (died, last) = run(&workload, &[(request, moment)]);
+        let (died, last) = run(workload, &[(request, moment)]);
         if workload.exact {
             assert_eq!(
                 last, expected,
@@ -280,4 +293,58 @@ fn intercepted_wal_full() {
         Coherence::Intercepted,
         true,
     );
+}
+
+/// Every commit waits for its record, also one that the dead daemon captured and did not make durable.
+#[test]
+fn wal_with_durable_records() {
+    replace_at_each(&Workload {
+        setup: "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL",
+        // Where records have to be durable, writes to the WAL are intercepted.
+        coherence: Coherence::Intercepted,
+        exact: true,
+        durability: Durability::Commit,
+    });
+}
+
+/// The next one dies at the request that it is sent again, and so on.
+#[test]
+fn daemons_that_die_one_after_the_other() {
+    for (setup, coherence) in [
+        (
+            "PRAGMA journal_mode=DELETE; PRAGMA cache_size=2",
+            Coherence::Passthrough,
+        ),
+        ("PRAGMA journal_mode=PERSIST", Coherence::Intercepted),
+        (
+            "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL",
+            Coherence::Passthrough,
+        ),
+        (
+            "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
+            Coherence::Intercepted,
+        ),
+    ] {
+        let workload = Workload {
+            setup,
+            coherence,
+            exact: true,
+            durability: Durability::Follow,
+        };
+        let (_, expected) = run(&workload, &[]);
+        for first in [9, 20, 31, 42] {
+            for moments in [
+                MOMENTS,
+                [Moment::Unnoted, Moment::After, Moment::During, Moment::Before],
+            ] {
+                let deaths: Vec<(u64, Moment)> = moments
+                    .iter()
+                    .enumerate()
+                    .map(|(at, moment)| (if at == 0 { first } else { at as u64 / 2 }, *moment))
+                    .collect();
+                let (_, last) = run(&workload, &deaths);
+                assert_eq!(last, expected, "{setup} {coherence:?}: {deaths:?}");
+            }
+        }
+    }
 }
