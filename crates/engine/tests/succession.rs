@@ -224,6 +224,37 @@ fn a_torn_wal_index_is_mended() {
     assert_eq!(node.db().status().quarantine, None);
 }
 
+/// The dead daemon was about to start the WAL over, and had told so in the header of the wal-index alone.
+#[test]
+fn a_wal_that_was_about_to_start_over_starts_over() {
+    use sqlite_format::wal_index::{IndexHeader, SECOND_HEADER, read_headers};
+    use std::os::unix::fs::FileExt;
+    let (source, client) = primary(Coherence::Passthrough, NORMAL);
+    client.exec(ROWS);
+    let (node, reader) = follower(Coherence::Passthrough, &source);
+    client.exec("UPDATE t SET y=randomblob(800) WHERE x < 50");
+    same(&source, &node);
+    checkpoint(&reader, "PASSIVE");
+    let vacant = node.vacate();
+    let shm = vacant.dir.path().join("files/a.db-shm");
+    let shm = std::fs::File::options().read(true).write(true).open(shm).unwrap();
+    let mut bytes = [0; 96];
+    shm.read_exact_at(&mut bytes, 0).unwrap();
+    let header = read_headers(&bytes).unwrap();
+    let emptied = IndexHeader {
+        max_frame: 0,
+        salt: [header.salt[0].wrapping_add(1), 77],
+        ..header
+    };
+    shm.write_all_at(&emptied.encode(), SECOND_HEADER as u64).unwrap();
+    shm.write_all_at(&emptied.encode(), 0).unwrap();
+    let node = vacant.resume(Role::Replica);
+    client.exec("DELETE FROM t WHERE x > 20");
+    same(&source, &node);
+    assert_eq!(count(&reader), 20);
+    integrity(&reader);
+}
+
 /// Nobody reads a main file in which only some pages are written, from the death of the daemon until all are.
 #[test]
 fn a_record_that_is_half_written_to_the_main_file_is_read_by_nobody() {
@@ -239,7 +270,7 @@ fn a_record_that_is_half_written_to_the_main_file_is_read_by_nobody() {
     node.kernel.on_invalidate(die_at_call(&node, 0));
     dies(&node, || send_last(&source, &node));
     let begun = std::fs::read(home.join("scratch")).unwrap();
-    let vacant = node.vacate();
+    let mut vacant = node.vacate();
     assert!(
         reader.try_exec("SELECT count(*) FROM t").is_err(),
         "it may be half written"
@@ -253,7 +284,18 @@ fn a_record_that_is_half_written_to_the_main_file_is_read_by_nobody() {
         .unwrap();
     noted[11 * 8..13 * 8].copy_from_slice(&begun[11 * 8..13 * 8]);
     std::fs::write(vacant.scratch(), noted).unwrap();
+    // The kernel is told before the record is written once more, and after.
+    let (sender, looks) = std::sync::mpsc::channel();
+    let mut reader = Some(reader);
+    vacant.on_invalidate = Some(Box::new(move |_| {
+        if let Some(reader) = reader.take() {
+            let found = reader.try_exec("SELECT count(*) FROM t");
+            let _ = sender.send((reader, found));
+        }
+    }));
     let node = vacant.resume(Role::Replica);
+    let (reader, found) = looks.recv().unwrap();
+    assert!(found.is_err(), "{found:?} while it is half written");
     wait_applied(&node);
     reader.exec("PRAGMA busy_timeout=5000");
     integrity(&reader);

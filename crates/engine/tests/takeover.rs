@@ -162,7 +162,7 @@ fn replaced_everywhere(setup: &'static str, coherence: Coherence, exact: bool) {
 fn replace_at_each(workload: &Workload) {
     let Workload { setup, coherence, .. } = workload;
     let (_, expected) = run(workload, &[]);
-    let step: u64 = std::env::var("ENGINE_TAKEOVER_STEP").map_or(17, |step| step.parse().unwrap());
+    let step: u64 = std::env::var("ENGINE_TAKEOVER_STEP").map_or(7, |step| step.parse().unwrap());
     let (mut request, mut turn) = (0, 0);
     loop {
         let moment = MOMENTS[turn % 4];

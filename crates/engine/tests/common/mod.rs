@@ -67,6 +67,8 @@ pub struct Vacant {
     opener: Opener,
     coherence: Coherence,
     options: StoreOptions,
+    /// See [`TestKernel::on_invalidate`], of the next daemon.
+    pub on_invalidate: Option<Box<dyn FnMut(Side) + Send>>,
 }
 
 impl Vacant {
@@ -87,11 +89,15 @@ impl Vacant {
             opener,
             coherence,
             options,
+            on_invalidate,
         } = self;
         let store = Store::resume(dir.path(), options.clone(), role).unwrap();
         let socket = dir.path().join(KEPT);
         let kernel = TestKernel::new(store.files_dir(), coherence, socket.clone(), opener);
         let kernel = Arc::new(kernel);
+        if let Some(run) = on_invalidate {
+            kernel.on_invalidate(run);
+        }
         store.start(kernel.clone()).unwrap();
         let edge = Edge::serve(store.clone(), socket);
         Node {
@@ -185,6 +191,7 @@ impl Node {
             opener,
             coherence,
             options,
+            on_invalidate: None,
         }
     }
 
