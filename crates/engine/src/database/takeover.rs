@@ -87,8 +87,8 @@ impl Database {
             }
             Method::Wal => kernel.store(&self.name, Side::Shm, 0, &[]),
         }
-        if applying.txid > at && !self.shared.is_primary() {
-            // It is applied once more, under the locks that are held.
+        if applying.txid > at {
+            // It is applied once more, under the locks that are held. On a primary it never is, and nobody reads what is half written.
             return Ok(());
         }
         let published = match applying.method {
