@@ -22,7 +22,9 @@ pub(crate) enum Request {
     /// SIGTERM, and wait for the end.
     Stop(Station, Duration),
     /// SIGKILL, and wait for the end.
-    Kill(Station),
+    Kill(Station, Victims),
+    /// SIGHUP: the daemon is replaced by a fresh one.
+    Reload(Station),
     Pause(Station),
     Resume(Station),
     Link(Vec<Direction>, LinkPolicy),
@@ -31,6 +33,17 @@ pub(crate) enum Request {
     Heal(bool),
     /// Stops what still runs and ends the supervisor.
     Shutdown,
+}
+
+/// Which processes of a node are killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Victims {
+    /// The process that was started, and with it the daemon: the node crashes.
+    Node,
+    /// The daemon alone, which is started again at once.
+    Daemon,
+    /// Everything that serves the node's data, companions too.
+    All,
 }
 
 /// The answer to [`Request::State`], and to every other request once it is done.

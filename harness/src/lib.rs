@@ -32,6 +32,7 @@ pub mod lease;
 pub mod net;
 mod node;
 mod options;
+pub mod processes;
 mod remove;
 pub mod solo;
 mod spec;
@@ -44,7 +45,7 @@ mod wait;
 pub mod wire;
 
 pub use cluster::Cluster;
-pub use control::{LinkState, ProcessState, StationState};
+pub use control::{LinkState, ProcessState, StationState, Victims};
 pub use error::{Error, Result};
 pub use node::Node;
 pub use options::{ClusterOptions, Keep};

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::binary;
 use crate::cluster::{Cluster, STOP};
 use crate::content::Content;
-use crate::control::Request;
+use crate::control::{Request, Victims};
 use crate::enter::enter;
 use crate::error::{Error, Result};
 use crate::inside;
@@ -33,6 +33,10 @@ impl Node<'_> {
 
     pub fn mount(&self) -> PathBuf {
         self.cluster.directory().mount(self.station)
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.cluster.directory().data(self.station)
     }
 
     pub fn log(&self) -> PathBuf {
@@ -107,9 +111,19 @@ impl Node<'_> {
         self.cluster.call(&Request::Stop(self.station, STOP)).map(drop)
     }
 
-    /// SIGKILL.
+    /// SIGKILL of the process that was started: the node crashes.
     pub fn kill(&self) -> Result<()> {
-        self.cluster.call(&Request::Kill(self.station)).map(drop)
+        self.kill_of(Victims::Node)
+    }
+
+    /// SIGKILL of some of the node's processes, or of all.
+    pub fn kill_of(&self, victims: Victims) -> Result<()> {
+        self.cluster.call(&Request::Kill(self.station, victims)).map(drop)
+    }
+
+    /// SIGHUP: the daemon is replaced by a fresh one, with the configuration as it is now.
+    pub fn reload(&self) -> Result<()> {
+        self.cluster.call(&Request::Reload(self.station)).map(drop)
     }
 
     pub fn pause(&self) -> Result<()> {

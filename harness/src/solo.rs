@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::processes::{self, Companion};
 use crate::{Error, Result};
 
 /// How long a daemon may take to come up, or to go away.
@@ -31,7 +32,7 @@ pub struct SoloOptions {
     pub durability: &'static str,
 }
 
-/// A running daemon. Killed and unmounted when dropped.
+/// A running daemon. Killed with its companions and unmounted when dropped.
 #[derive(Debug)]
 pub struct Solo {
     options: SoloOptions,
@@ -41,7 +42,10 @@ pub struct Solo {
 
 impl Solo {
     /// Starts a daemon and waits until it is the primary and its mount can be used.
-    pub fn start(options: SoloOptions) -> Result<Solo> {
+    pub fn start(mut options: SoloOptions) -> Result<Solo> {
+        // Processes are found by paths that the kernel tells, which are free of symbolic links.
+        let given = options.dir;
+        options.dir = given.canonicalize().map_err(Error::file("resolving", &given))?;
         for part in ["data", "mnt"] {
             let path = options.dir.join(part);
             std::fs::create_dir_all(&path).map_err(Error::file("mkdir", &path))?;
@@ -103,9 +107,21 @@ impl Solo {
         self.options.dir.join("mnt")
     }
 
-    /// Process ID of the daemon.
+    /// Where the daemon keeps what it stores.
+    pub fn data(&self) -> PathBuf {
+        self.options.dir.join("data")
+    }
+
+    /// Process ID of the process that was started.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// Process ID of the daemon: that process, or its child.
+    pub fn daemon_pid(&self) -> Option<u32> {
+        let launcher = self.pid()?;
+        let below = processes::daemons_of(launcher.cast_signed());
+        Some(below.first().map_or(launcher, |pid| pid.cast_unsigned()))
     }
 
     /// A GET request to the API.
@@ -122,6 +138,53 @@ impl Solo {
     /// SIGKILL, and wait.
     pub fn kill(&mut self) -> Result<()> {
         self.signal(Signal::SIGKILL)
+    }
+
+    /// SIGKILL of the daemon below the process that was started, which starts another. False where there is none below it.
+    pub fn kill_daemon(&self) -> Result<bool> {
+        let below = self
+            .pid()
+            .map_or_else(Vec::new, |pid| processes::daemons_of(pid.cast_signed()));
+        self.must_have_ended(&processes::end(&below))?;
+        Ok(!below.is_empty())
+    }
+
+    /// SIGKILL of the companions of that kind; how many there were.
+    pub fn kill_companions(&self, kind: Companion) -> Result<usize> {
+        let found = processes::companions(&self.data(), kind);
+        self.must_have_ended(&processes::end(&found))?;
+        Ok(found.len())
+    }
+
+    /// SIGKILL of everything at once, as the end of a container does.
+    pub fn kill_all(&mut self) -> Result<()> {
+        let mut victims = processes::left_behind(&self.data());
+        if let Some(pid) = self.pid() {
+            victims.extend(processes::descendants(pid.cast_signed()));
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+        }
+        let left = processes::end(&victims);
+        self.kill()?;
+        processes::end_left_behind(&self.data());
+        self.must_have_ended(&left)
+    }
+
+    /// SIGHUP: a fresh daemon takes over.
+    pub fn reload(&self) -> Result<()> {
+        let Some(pid) = self.pid() else {
+            return Err(Error::Invalid("the daemon does not run".into()));
+        };
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGHUP).map_err(Error::errno("sending SIGHUP"))
+    }
+
+    fn must_have_ended(&self, left: &[i32]) -> Result<()> {
+        match left {
+            [] => Ok(()),
+            left => Err(Error::Invalid(format!(
+                "processes {left:?} of {} were killed but do not end",
+                self.options.dir.display()
+            ))),
+        }
     }
 
     fn signal(&mut self, signal: Signal) -> Result<()> {
@@ -181,6 +244,8 @@ impl Solo {
 impl Drop for Solo {
     fn drop(&mut self) {
         let _ = self.kill();
+        // They would hold the mount, and files of a directory that is about to be removed.
+        processes::end_left_behind(&self.data());
         let _ = nix::mount::umount2(&self.mount(), nix::mount::MntFlags::MNT_DETACH);
     }
 }

@@ -211,7 +211,7 @@ fn wait_captured(solo: &Solo, databases: usize) -> Result<()> {
 /// CPU time of all threads of the daemon in nanoseconds.
 fn cpu_ns(solo: &Solo) -> Result<u64> {
     let pid = solo
-        .pid()
+        .daemon_pid()
         .ok_or_else(|| Error::Invalid("the daemon is not running".to_owned()))?;
     let tasks = Path::new("/proc").join(pid.to_string()).join("task");
     let mut total = 0;

@@ -1,6 +1,7 @@
 //! Commands that start and end processes: of one node (or the lease server), or of the whole cluster.
 
 use anyhow::Result;
+use litefs_dev::Victims;
 
 use super::{Target, Which};
 
@@ -39,8 +40,8 @@ one_station! {
     Stop, stop, "stopped"
 }
 one_station! {
-    /// Kill a node (SIGKILL): its helpers and mount are left as a crash leaves them
-    Kill, kill, "killed"
+    /// Let a fresh daemon take over without a gap (SIGHUP), with the configuration as it is now
+    Reload, reload, "reloads"
 }
 one_station! {
     /// Freeze a node and its helpers (SIGSTOP), as when a virtual machine is suspended
@@ -49,6 +50,39 @@ one_station! {
 one_station! {
     /// Let a paused node go on (SIGCONT)
     Resume, resume, "resumed"
+}
+
+/// Kill a node (SIGKILL): its helpers and mount are left as a crash leaves them
+#[derive(clap::Args)]
+pub(super) struct Kill {
+    #[command(flatten)]
+    which: Which,
+    /// n1, n2, …, primary or lease
+    #[arg(required = true, value_name = "NODE")]
+    nodes: Vec<Target>,
+    /// Only the daemon, which the process that was started starts again
+    #[arg(long, conflicts_with = "all")]
+    daemon: bool,
+    /// Everything of the node: companions too, which hold its mount and its locks
+    #[arg(long)]
+    all: bool,
+}
+
+impl Kill {
+    pub(super) fn run(self) -> Result<()> {
+        let victims = match (self.daemon, self.all) {
+            (true, _) => Victims::Daemon,
+            (false, true) => Victims::All,
+            (false, false) => Victims::Node,
+        };
+        let cluster = self.which.open()?;
+        for target in self.nodes {
+            let node = target.find(&cluster)?;
+            cluster.at(node).kill_of(victims)?;
+            println!("{node} killed");
+        }
+        Ok(())
+    }
 }
 
 /// Stop the whole cluster; its data stays

@@ -24,10 +24,11 @@ use nix::sys::signal::{SigSet, Signal};
 pub(crate) use mounts::{detach_below, mounted_below};
 use process::{Process, Spawner};
 
-use crate::control::{LinkState, Request, StationState, SupervisorState};
+use crate::control::{LinkState, Request, StationState, SupervisorState, Victims};
 use crate::directory::ClusterDirectory;
 use crate::error::{Error, Result};
 use crate::net::Network;
+use crate::processes;
 use crate::spec::{ClusterSpec, LeaseKind};
 use crate::station::Station;
 
@@ -61,6 +62,7 @@ pub fn run(path: &Path, owner: Option<i32>) -> Result<()> {
     serve::end_signals()
         .thread_block()
         .map_err(Error::errno("blocking signals"))?;
+    end_left_behind(&directory)?;
     detach_below(directory.path())?;
 
     let (spawner, jobs) = process::spawner();
@@ -74,6 +76,14 @@ pub fn run(path: &Path, owner: Option<i32>) -> Result<()> {
         std::thread::spawn(move || serve::with_owner(&supervisor, owner));
     }
     jobs.run();
+    Ok(())
+}
+
+/// Ends what a supervisor that was killed could not: its nodes' companions live in a network that nobody else can reach.
+fn end_left_behind(directory: &ClusterDirectory) -> Result<()> {
+    for node in directory.spec()?.node_stations() {
+        processes::end_left_behind(&directory.data(node));
+    }
     Ok(())
 }
 
@@ -162,8 +172,7 @@ impl Supervisor {
         if let Some(pid) = process.state().pid() {
             return Err(Error::Invalid(format!("{station} runs already (pid {pid})")));
         }
-        // A daemon that was killed leaves its mount behind.
-        detach_below(&self.directory.station(station))?;
+        self.detach_dead_mount(station)?;
         let command = self.command(station)?;
         process.start(&self.spawner, command)
     }
@@ -231,7 +240,10 @@ impl Supervisor {
             Request::State => Ok(()),
             Request::Start(station) => self.start(station),
             Request::Stop(station, patience) => self.stop(station, patience),
-            Request::Kill(station) => self.kill(station),
+            Request::Kill(station, Victims::Node) => self.kill(station),
+            Request::Kill(station, Victims::Daemon) => self.kill_daemon(station),
+            Request::Kill(station, Victims::All) => self.kill_all(station),
+            Request::Reload(station) => self.process(station)?.reload(),
             Request::Pause(station) => self.process(station)?.pause(),
             Request::Resume(station) => self.process(station)?.resume(),
             Request::Link(directions, policy) => self.network.link(&directions, policy),
@@ -257,6 +269,15 @@ impl Supervisor {
                 hint,
             ));
         }
+        self.detach_dead_mount(station)
+    }
+
+    /// A daemon that was killed leaves its mount behind; where a keeper holds that, the next daemon takes it over instead. The mount
+    /// itself is not asked: one that a keeper holds does not answer before there is a daemon.
+    fn detach_dead_mount(&self, station: Station) -> Result<()> {
+        if station.is_node() && processes::holder(&self.directory.data(station)).is_keeper() {
+            return Ok(());
+        }
         detach_below(&self.directory.station(station))
     }
 
@@ -269,6 +290,35 @@ impl Supervisor {
         Err(Error::Invalid(format!(
             "{station} was killed but does not end: a call of its own waits in the kernel"
         )))
+    }
+
+    /// Kills the daemon below the process that was started.
+    fn kill_daemon(&self, station: Station) -> Result<()> {
+        let launcher = self.process(station)?.running_pid()?;
+        let daemons = processes::daemons_of(launcher);
+        if daemons.is_empty() {
+            let hint = format!("this litefs is its own daemon: litefs-dev kill {station}");
+            let message = format!("{station} (pid {launcher}) has no daemon below it");
+            return Err(Error::refused(message, hint));
+        }
+        must_have_ended(station, &processes::end(&daemons))
+    }
+
+    /// Kills the node and its companions at once, as the end of a container does.
+    fn kill_all(&self, station: Station) -> Result<()> {
+        let process = self.process(station)?;
+        let data = self.directory.data(station);
+        let mut victims = processes::left_behind(&data);
+        if let Some(launcher) = process.state().pid() {
+            victims.extend(processes::descendants(launcher));
+            process.kill()?;
+        }
+        let left = processes::end(&victims);
+        processes::end_left_behind(&data);
+        if !process.wait_stopped(SHUTDOWN) {
+            return Err(Error::Invalid(format!("{station} was killed but does not end")));
+        }
+        must_have_ended(station, &left)
     }
 
     /// Ends everything, politely first. Never fails: what cannot be ended is in the log.
@@ -293,6 +343,9 @@ impl Supervisor {
             if let Ok(namespace) = self.network.namespace(station) {
                 namespace.kill_processes();
             }
+        }
+        for node in self.spec.node_stations() {
+            processes::end_left_behind(&self.directory.data(node));
         }
         if let Err(error) = detach_below(self.directory.path()) {
             tracing::error!(%error, "a mount is left over");
@@ -323,5 +376,14 @@ impl Supervisor {
             stations: self.processes.iter().map(station).collect::<Result<_>>()?,
             links: links.collect(),
         })
+    }
+}
+
+fn must_have_ended(station: Station, left: &[i32]) -> Result<()> {
+    match left {
+        [] => Ok(()),
+        left => Err(Error::Invalid(format!(
+            "processes {left:?} of {station} were killed but do not end: calls of theirs wait in the kernel"
+        ))),
     }
 }

@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::control::ProcessState;
 use crate::error::{Error, Result};
+use crate::processes;
 
 /// Starts processes on one thread that never ends: the kernel ends a child with the *thread* that started it.
 #[derive(Clone)]
@@ -112,6 +113,20 @@ impl Process {
         self.signal(Signal::SIGKILL).map(drop)
     }
 
+    /// SIGHUP.
+    pub(crate) fn reload(&self) -> Result<()> {
+        self.signal(Signal::SIGHUP).map(drop)
+    }
+
+    /// The process's id if it runs and is not paused.
+    pub(crate) fn running_pid(&self) -> Result<i32> {
+        let state = self.state.lock();
+        match *state {
+            ProcessState::Running { pid } => Ok(pid),
+            ProcessState::Paused { .. } | ProcessState::Stopped { .. } => Err(self.not_running(&state)),
+        }
+    }
+
     fn signal(&self, signal: Signal) -> Result<Pid> {
         let state = self.state.lock();
         let pid = Pid::from_raw(state.pid().ok_or_else(|| self.not_running(&state))?);
@@ -140,7 +155,11 @@ impl Process {
         Ok(())
     }
 
+    /// The group, and what is below the process in groups of its own.
     fn freeze(&self, group: Pid, signal: Signal) -> Result<()> {
+        for pid in processes::descendants(group.as_raw()) {
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
         match killpg(group, signal) {
             Ok(()) | Err(nix::Error::ESRCH) => Ok(()),
             Err(errno) => Err(Error::errno(format!("sending {signal} to {}", self.name))(errno)),
