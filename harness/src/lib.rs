@@ -40,6 +40,7 @@ pub mod sql;
 pub mod station;
 mod status;
 mod supervisor;
+pub mod torture;
 mod verify;
 mod wait;
 pub mod wire;

@@ -79,12 +79,23 @@ impl Solo {
             .spawn()
             .map_err(Error::file("start", &self.options.binary))?;
         self.child = Some(child);
+        self.await_primary()?;
+        Ok(started.elapsed())
+    }
+
+    /// Waits until the daemon is the primary and its mount can be used.
+    pub fn await_primary(&mut self) -> Result<()> {
         self.wait_until("primary", |solo| {
             solo.get("/info").is_ok_and(|body| {
                 serde_json::from_str::<Value>(&body).is_ok_and(|info| info["isPrimary"] == Value::Bool(true))
             })
-        })?;
-        Ok(started.elapsed())
+        })
+    }
+
+    /// Waits until another daemon than `before` serves.
+    pub fn await_another(&mut self, before: Option<u32>) -> Result<()> {
+        self.wait_until("another process than before", |solo| solo.daemon_pid() != before)?;
+        self.await_primary()
     }
 
     fn config(&self) -> String {
@@ -124,10 +135,14 @@ impl Solo {
         Some(below.first().map_or(launcher, |pid| pid.cast_unsigned()))
     }
 
+    /// Base URL of the API.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
     /// A GET request to the API.
     pub fn get(&self, path: &str) -> Result<String> {
-        let url = format!("http://127.0.0.1:{}{path}", self.port);
-        get(&url)
+        get(&format!("{}{path}", self.url()))
     }
 
     /// SIGTERM, and wait.

@@ -5,6 +5,7 @@ mod lifecycle;
 mod look;
 mod run;
 mod table;
+mod torture;
 mod up;
 
 use anyhow::Result;
@@ -95,6 +96,7 @@ enum Command {
     Verify(look::Verify),
     Down(lifecycle::Down),
     Destroy(lifecycle::Destroy),
+    Torture(torture::Torture),
     LeaseServer(run::LeaseServer),
     #[command(hide = true)]
     Supervise(run::Supervise),
@@ -102,6 +104,8 @@ enum Command {
     RunSql(run::RunSql),
     #[command(hide = true)]
     ReadContent(run::ReadContent),
+    #[command(hide = true)]
+    TortureClient(torture::TortureClient),
 }
 
 impl Arguments {
@@ -126,10 +130,12 @@ impl Arguments {
             Command::Verify(command) => command.run(),
             Command::Down(command) => command.run(),
             Command::Destroy(command) => command.run(),
+            Command::Torture(command) => command.run(),
             Command::LeaseServer(command) => command.run(),
             Command::Supervise(command) => command.run(),
             Command::RunSql(command) => command.run(),
             Command::ReadContent(command) => command.run(),
+            Command::TortureClient(command) => command.run(),
         }
     }
 }

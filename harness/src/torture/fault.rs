@@ -1,0 +1,195 @@
+//! What happens to the daemons, chosen by a seed.
+
+use std::time::Duration;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum FaultKind {
+    /// SIGKILL of the process that was started, and a start soon after.
+    Kill,
+    /// SIGKILL of the daemon below it, which it starts again.
+    KillDaemon,
+    /// SIGKILL of everything that serves the node, and a start.
+    KillAll,
+    /// SIGKILL of the process that holds the mount.
+    KillKeeper,
+    /// SIGKILL of the process that holds the locks.
+    KillOpener,
+    /// SIGHUP: a fresh daemon takes over.
+    Reload,
+    /// SIGTERM, and a start.
+    Stop,
+    /// A node is cut off for a while.
+    Partition,
+    /// A node stands still for a while.
+    Pause,
+    /// The primary hands its lease to a replica.
+    Handoff,
+    /// A replica asks for the lease.
+    Promote,
+    /// All nodes are stopped and started.
+    StopAll,
+    /// All nodes are killed and started.
+    KillCluster,
+}
+
+/// What the daemon must be for a fault to be possible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Generation {
+    /// The process that is started is the daemon.
+    Single,
+    /// The process that is started starts the daemon, and a keeper holds the mount.
+    Launcher,
+}
+
+impl FaultKind {
+    pub const ALL: [Self; 13] = [
+        Self::Kill,
+        Self::KillDaemon,
+        Self::KillAll,
+        Self::KillKeeper,
+        Self::KillOpener,
+        Self::Reload,
+        Self::Stop,
+        Self::Partition,
+        Self::Pause,
+        Self::Handoff,
+        Self::Promote,
+        Self::StopAll,
+        Self::KillCluster,
+    ];
+
+    /// Whether the fault can happen to so many nodes of that kind.
+    pub fn is_possible(self, nodes: usize, generation: Generation) -> bool {
+        match self {
+            Self::Kill | Self::KillAll | Self::KillOpener | Self::Stop => true,
+            Self::KillDaemon | Self::KillKeeper | Self::Reload => generation >= Generation::Launcher,
+            Self::Partition
+            | Self::Pause
+            | Self::Handoff
+            | Self::Promote
+            | Self::StopAll
+            | Self::KillCluster => nodes > 1,
+        }
+    }
+
+    /// What clients may see of the fault on a single node.
+    pub fn visibility(self) -> Visibility {
+        match self {
+            Self::Kill | Self::KillDaemon | Self::Reload => Visibility::None,
+            Self::KillAll
+            | Self::KillKeeper
+            | Self::KillOpener
+            | Self::Stop
+            | Self::Partition
+            | Self::Pause
+            | Self::Handoff
+            | Self::Promote
+            | Self::StopAll
+            | Self::KillCluster => Visibility::Errors,
+        }
+    }
+
+    pub fn name(self) -> String {
+        let name = serde_json::to_value(self).ok();
+        name.and_then(|name| Some(name.as_str()?.to_owned()))
+            .unwrap_or_default()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visibility {
+    /// Statements wait; none fails.
+    None,
+    Errors,
+}
+
+/// To which node it happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Victim {
+    Primary,
+    /// The so many-th of the replicas, counted around.
+    Replica(usize),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    pub kind: FaultKind,
+    pub victim: Victim,
+    /// How long the node is down, cut off or paused.
+    pub lasts: Duration,
+    /// How long nothing happens afterwards.
+    pub rest: Duration,
+}
+
+/// Down for at most so long: a supervisor starts its service again sooner.
+const DOWN: u64 = 2000;
+/// As long as a lease or two.
+const APART: u64 = 7000;
+
+/// The next fault. Draws the same numbers whatever it comes to, so that a run with other kinds of faults has the same course.
+pub fn choose(chance: &mut StdRng, kinds: &[FaultKind]) -> Fault {
+    let kind = *kinds.choose(chance).expect("some kind is possible");
+    let victim = match chance.random_bool(0.7) {
+        true => Victim::Primary,
+        false => Victim::Replica(chance.random_range(0..16)),
+    };
+    let share = chance.random::<f64>();
+    let longest = match kind {
+        FaultKind::Partition | FaultKind::Pause => APART,
+        FaultKind::Kill
+        | FaultKind::KillDaemon
+        | FaultKind::KillAll
+        | FaultKind::KillKeeper
+        | FaultKind::KillOpener
+        | FaultKind::Reload
+        | FaultKind::Stop
+        | FaultKind::Handoff
+        | FaultKind::Promote
+        | FaultKind::StopAll
+        | FaultKind::KillCluster => DOWN,
+    };
+    // Nearly half of them are started again at once.
+    let share = (share * 1.8 - 0.8).max(0.0);
+    Fault {
+        kind,
+        victim,
+        lasts: Duration::from_millis(longest).mul_f64(share),
+        rest: Duration::from_millis(chance.random_range(100..1200)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn a_seed_means_a_course() {
+        let course = |seed| -> Vec<String> {
+            let mut chance = StdRng::seed_from_u64(seed);
+            (0..50)
+                .map(|_| format!("{:?}", choose(&mut chance, &FaultKind::ALL)))
+                .collect()
+        };
+        assert_eq!(course(3), course(3));
+        assert_ne!(course(3), course(4));
+    }
+
+    #[test]
+    fn todays_daemon_is_not_asked_for_what_it_does_not_know() {
+        let possible = |nodes, generation| {
+            FaultKind::ALL
+                .into_iter()
+                .filter(move |kind| kind.is_possible(nodes, generation))
+        };
+        assert!(possible(1, Generation::Single).all(|kind| kind != FaultKind::Reload));
+        assert_eq!(possible(3, Generation::Launcher).count(), FaultKind::ALL.len());
+    }
+}
