@@ -45,7 +45,7 @@ fn collect_ltx(
     let mut decoder = Decoder::new(BufReader::new(File::open(path)?))?;
     let mut page = vec![0; decoder.header().page_size.bytes()];
     while decoder.next_page(&mut page)?.is_some() {
-        found.extend(rows::ids_in(&page));
+        found.extend(rows::ids_in_page(&page));
     }
     decoder.finish()?;
     Ok(())

@@ -262,6 +262,7 @@ impl Member {
                 | Note::Trying { .. }
                 | Note::Failed { .. }
                 | Note::Wrong(_)
+                | Note::Stale(_)
                 | Note::Broken { .. }
                 | Note::Read { .. }
                 | Note::Idle => {}

@@ -95,6 +95,24 @@ impl FaultKind {
         }
     }
 
+    /// What becomes of the connections of clients.
+    pub fn connections(self) -> Connections {
+        match self {
+            Self::KillAll | Self::KillKeeper => Connections::End,
+            Self::Kill
+            | Self::KillDaemon
+            | Self::KillOpener
+            | Self::Reload
+            | Self::Stop
+            | Self::Partition
+            | Self::Pause
+            | Self::Handoff
+            | Self::Promote
+            | Self::StopAll
+            | Self::KillCluster => Connections::Survive,
+        }
+    }
+
     pub fn name(self) -> String {
         let name = serde_json::to_value(self).ok();
         name.and_then(|name| Some(name.as_str()?.to_owned()))
@@ -107,6 +125,13 @@ pub enum Visibility {
     /// Statements wait; none fails.
     None,
     Errors,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connections {
+    Survive,
+    /// Nobody holds the mount any more: its clients must connect anew, and may read what is old until they do.
+    End,
 }
 
 /// To which node it happens.

@@ -38,6 +38,8 @@ pub(super) enum Note {
     },
     /// What was read is wrong.
     Wrong(String),
+    /// What was read was right before.
+    Stale(String),
     /// A connection went on failing where a new one did not; it was put away.
     Broken {
         connection: u64,
@@ -86,6 +88,7 @@ fn text(note: &Note) -> String {
         Note::Failed { first, code, message } => format!("failed {first} {code} {}", line(message)),
         Note::Error { what, code, message } => format!("error {what} {code} {}", line(message)),
         Note::Wrong(message) => format!("wrong {}", line(message)),
+        Note::Stale(message) => format!("stale {}", line(message)),
         Note::Broken { connection } => format!("broken {connection}"),
         Note::Read { rows } => format!("read {rows}"),
         Note::Idle => "idle".to_owned(),
@@ -131,6 +134,7 @@ pub(super) fn parse(line: &str) -> Option<(u64, Note)> {
             message: words.next().unwrap_or_default().to_owned(),
         },
         "wrong" => Note::Wrong(rest.to_owned()),
+        "stale" => Note::Stale(rest.to_owned()),
         "broken" => Note::Broken {
             connection: words.next()?.parse().ok()?,
         },
@@ -177,6 +181,7 @@ mod tests {
                 message: String::new(),
             },
             Note::Wrong("row 3: this and that".into()),
+            Note::Stale("row 4 is not seen".into()),
             Note::Broken { connection: 2 },
             Note::Read { rows: 9 },
             Note::Idle,

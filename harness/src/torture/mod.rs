@@ -115,12 +115,9 @@ pub fn run(options: &TortureOptions, tell: &mut dyn FnMut(&str)) -> Result<Summa
     let mut chance = StdRng::seed_from_u64(options.seed);
     for number in 1..=options.faults {
         let fault = choose(&mut chance, &kinds);
+        let at = start.elapsed().as_secs_f64();
         strike(&mut field, &mut crew, fault, &mut record, &mut |text| {
-            tell(&format!(
-                "{:9.3} fault {number}/{}: {text}",
-                start.elapsed().as_secs_f64(),
-                options.faults
-            ));
+            tell(&format!("{at:9.3} fault {number}/{}: {text}", options.faults));
         });
     }
     let journals = wind_up(&mut field, crew, &mut record);
@@ -293,24 +290,18 @@ fn wind_up(
 
 fn summary(options: &TortureOptions, record: Record, judgement: Judgement, took: Duration) -> Summary {
     let mut problems = record.problems;
-    let mut count = |number: usize, what: &str| {
+    let mut count = |number: u64, what: &str| {
         if number > 0 {
             problems.push(format!("{number} {what}"));
         }
     };
-    count(judgement.lost.len(), "acknowledged transactions are lost");
-    count(judgement.wrong.len(), "times something wrong was read");
-    count(record.hung.len(), "clients hung");
-    count(record.stuck.len(), "databases or clients were stuck");
-    count(
-        usize::try_from(judgement.inexcusable).unwrap_or(usize::MAX),
-        "errors where none may be seen",
-    );
-    let broken = judgement.broken.values().sum::<u64>();
-    count(
-        usize::try_from(broken).unwrap_or(usize::MAX),
-        "connections had to be replaced",
-    );
+    count(judgement.lost, "acknowledged transactions are lost");
+    count(judgement.wrong, "times something wrong was read");
+    count(record.hung.len() as u64, "clients hung");
+    count(record.stuck.len() as u64, "databases or clients were stuck");
+    count(judgement.inexcusable, "errors where none may be seen");
+    count(judgement.inexcusably_broken, "connections had to be replaced");
+    count(judgement.inexcusably_stale, "times old content was read");
     let mut faults = BTreeMap::new();
     for fault in &record.faults {
         *faults.entry(fault.kind.name()).or_default() += 1;

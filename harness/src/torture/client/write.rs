@@ -177,7 +177,7 @@ impl Client {
         });
         match seen {
             Ok(Some(())) => {}
-            Ok(None) => self.journal.note(&Note::Wrong(format!(
+            Ok(None) => self.journal.note(&Note::Stale(format!(
                 "row {last} was acknowledged and is not seen"
             ))),
             Err(error) => self.journal.note(&failure("look-back", &error)),

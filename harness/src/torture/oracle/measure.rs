@@ -1,0 +1,113 @@
+//! How long commits took, and how long there were none.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::super::clock::MILLISECOND;
+use super::super::journal::Note;
+use super::Occurrence;
+
+/// Milliseconds.
+#[derive(Debug, Default, Serialize)]
+pub struct Spread {
+    pub count: usize,
+    pub p50: f64,
+    pub p99: f64,
+    pub max: f64,
+}
+
+impl Spread {
+    pub(super) fn of(mut nanoseconds: Vec<u64>) -> Self {
+        nanoseconds.sort_unstable();
+        let count = nanoseconds.len();
+        #[allow(clippy::cast_precision_loss)] // milliseconds for people
+        let at = |hundredths: usize| {
+            let place = (count * hundredths / 100).min(count.saturating_sub(1));
+            nanoseconds
+                .get(place)
+                .map_or(0.0, |&time| time as f64 / MILLISECOND as f64)
+        };
+        Self {
+            count,
+            p50: at(50),
+            p99: at(99),
+            max: at(100),
+        }
+    }
+}
+
+/// How long commits took, and for each fault the longest time between two of them from its begin to the next fault.
+pub(super) fn measure(
+    notes: &[(u64, Note)],
+    faults: &[Occurrence],
+    gaps: &mut [u64],
+    commits: &mut Vec<u64>,
+) {
+    let (mut begun, mut last) = (None, None::<u64>);
+    for (time, note) in notes {
+        match note {
+            Note::Trying { .. } => begun = Some(*time),
+            Note::Acknowledged { .. } => {
+                commits.extend(begun.take().map(|begun| time - begun));
+                if let Some(last) = last {
+                    // The gap belongs to every fault that began in it, and to the one before.
+                    let from = faults
+                        .partition_point(|fault| fault.begin <= last)
+                        .saturating_sub(1);
+                    let to = faults.partition_point(|fault| fault.begin <= *time);
+                    for gap in gaps.iter_mut().take(to).skip(from) {
+                        *gap = (*gap).max(time - last);
+                    }
+                }
+                last = Some(*time);
+            }
+            // On a replica it waits for nothing.
+            Note::Idle => last = None,
+            Note::Failed { .. }
+            | Note::Error { .. }
+            | Note::Wrong(_)
+            | Note::Stale(_)
+            | Note::Broken { .. }
+            | Note::Read { .. }
+            | Note::Seen { .. } => {}
+        }
+    }
+}
+
+pub(super) fn pauses(faults: &[Occurrence], gaps: &[u64]) -> BTreeMap<String, Spread> {
+    let mut by_kind: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for (fault, gap) in faults.iter().zip(gaps) {
+        by_kind.entry(fault.kind.name()).or_default().push(*gap);
+    }
+    by_kind
+        .into_iter()
+        .map(|(kind, gaps)| (kind, Spread::of(gaps)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::fault::FaultKind;
+    use super::*;
+
+    #[test]
+    fn the_longest_gap_belongs_to_the_fault_in_it() {
+        let fault = |begin| Occurrence {
+            kind: FaultKind::Kill,
+            begin,
+        };
+        let faults = [fault(100), fault(1000)];
+        let acknowledged = |time| (time, Note::Acknowledged { first: 1 });
+        let notes = [
+            acknowledged(50),
+            acknowledged(300),
+            acknowledged(310),
+            acknowledged(990),
+            acknowledged(1500),
+        ];
+        let (mut gaps, mut commits) = (vec![0; 2], Vec::new());
+        measure(&notes, &faults, &mut gaps, &mut commits);
+        assert_eq!(gaps, [680, 510]);
+    }
+}

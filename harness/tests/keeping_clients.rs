@@ -1,0 +1,64 @@
+//! Clients keep their connections while their daemon is killed, replaced, stopped and started: short courses of `litefs-dev torture` with
+//! fixed seeds, in both modes of the mount and in a cluster. The long ones are run by command.
+
+use litefs_dev::torture::fault::FaultKind;
+use litefs_dev::torture::{self, Summary, TortureOptions};
+use litefs_dev::{Durability, Passthrough};
+
+mod support;
+
+fn torture(name: &str, faults: usize, kinds: &[FaultKind], nodes: usize, passthrough: Passthrough) {
+    let directory = support::root().join(format!("keeping-{name}-{}", std::process::id()));
+    let options = TortureOptions {
+        binary: support::litefs(),
+        seed: 7,
+        faults,
+        kinds: kinds.to_vec(),
+        nodes,
+        passthrough,
+        journal: None,
+        durability: Durability::Follow,
+        directory,
+    };
+    let done = torture::run(&options, &mut |line| println!("{name}: {line}"));
+    torture::clean_up(&options.directory).unwrap();
+    judge(name, &done.unwrap(), faults);
+    torture::remove(&options.directory).unwrap();
+}
+
+fn judge(name: &str, summary: &Summary, faults: usize) {
+    let text = serde_json::to_string_pretty(summary).unwrap();
+    assert!(summary.is_clean(), "{name}: {text}");
+    assert_eq!(summary.faults.values().sum::<usize>(), faults, "{name}");
+    // A run in which nobody did anything proves nothing.
+    assert!(summary.judgement.acknowledged > 500, "{name}: {text}");
+}
+
+/// Faults of which clients may notice a pause and nothing else.
+const UNSEEN: [FaultKind; 3] = [FaultKind::Kill, FaultKind::KillDaemon, FaultKind::Reload];
+/// Faults of a single node.
+const ALONE: [FaultKind; 6] = [
+    FaultKind::Kill,
+    FaultKind::KillDaemon,
+    FaultKind::KillAll,
+    FaultKind::KillOpener,
+    FaultKind::Reload,
+    FaultKind::Stop,
+];
+
+#[test]
+fn passthrough() {
+    torture("unseen-k", 5, &UNSEEN, 1, Passthrough::On);
+    torture("alone-k", 5, &ALONE, 1, Passthrough::On);
+}
+
+#[test]
+fn intercepted() {
+    torture("unseen-d", 5, &UNSEEN, 1, Passthrough::Off);
+    torture("alone-d", 5, &ALONE, 1, Passthrough::Off);
+}
+
+#[test]
+fn cluster() {
+    torture("cluster", 4, &[], 3, Passthrough::Auto);
+}
