@@ -15,11 +15,18 @@ pub struct Wanted {
     pub release: bool,
 }
 
+/// A binary that was built elsewhere, for tests that would build one.
+const GIVEN: &str = "LITEFS_BINARY";
+
 impl Wanted {
-    /// The binary: the given one, or the workspace's (built if necessary), or the one beside this program or in the `PATH`.
+    /// The binary: the given one, or the one that `LITEFS_BINARY` names, or the workspace's (built if necessary), or the one beside this program or in the `PATH`.
     pub fn find(&self) -> Result<PathBuf> {
         if let Some(binary) = &self.binary {
             return binary.canonicalize().map_err(Error::file("finding", binary));
+        }
+        if let Some(given) = std::env::var_os(GIVEN) {
+            let given = PathBuf::from(given);
+            return given.canonicalize().map_err(Error::file("finding", &given));
         }
         if let Some(workspace) = workspace()? {
             return build(&workspace, self.release);

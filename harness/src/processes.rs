@@ -111,7 +111,7 @@ pub fn left_behind(data: &Path) -> Vec<i32> {
 
 /// The children of `launcher` that are daemons; none where the launcher is the daemon itself.
 pub fn daemons_of(launcher: i32) -> Vec<i32> {
-    let is_daemon = |pid: &i32| !command_line(*pid).get(1).is_some_and(|word| word == COMPANION);
+    let is_daemon = |pid: &i32| command_line(*pid).get(1).is_none_or(|word| word != COMPANION);
     let parents = parents();
     let children = parents.iter().filter(|(_, parent)| *parent == launcher);
     children.map(|(pid, _)| *pid).filter(is_daemon).collect()

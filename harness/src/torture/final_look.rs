@@ -165,7 +165,12 @@ fn databases(field: &Field, directory: &Path, problems: &mut Vec<String>) -> Res
 }
 
 fn check(file: &Path) -> std::result::Result<Held, String> {
-    let mut held = oracle::held(file).map_err(|error| error.to_string())?;
+    let mut held = match oracle::held(file) {
+        Ok(held) => held,
+        Err(error) => {
+            return oracle::salvaged(file, &error.to_string()).map_err(|error| error.to_string());
+        }
+    };
     let connection = rusqlite::Connection::open(file).map_err(|error| error.to_string())?;
     let verdict = connection.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0));
     let verdict = verdict.map_err(|error| error.to_string())?;

@@ -36,6 +36,7 @@ use crate::{Cluster, ClusterOptions, Durability, Error, Keep, Passthrough, Resul
 
 /// How long a daemon that serves may leave its clients waiting.
 const SERVICE: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_secs(10);
 /// How long clients write before the first fault and after the last one.
 const PEACE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -239,8 +240,13 @@ fn strike(field: &mut Field, crew: &mut Crew, fault: Fault, record: &mut Record,
             }
         }
     }
-    if !crew.await_metronome(now(), SERVICE) {
-        let what = format!("after {} no client commits for {SERVICE:?}", fault.kind.name());
+    // Who has waited in vain once is not surprised again.
+    let patience = if record.stuck.is_empty() { SERVICE } else { AGAIN };
+    if !crew.await_metronome(now(), patience) {
+        let what = format!(
+            "after {} no metronome commits for {patience:?}",
+            fault.kind.name()
+        );
         tell(&what);
         record.stuck.push(what);
     }

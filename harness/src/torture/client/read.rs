@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rand::Rng;
+use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode};
 
 use super::super::journal::Note;
@@ -91,11 +92,24 @@ fn tidy(connection: &Connection, work: &str) -> rusqlite::Result<Option<String>>
     if statement.column_count() == 0 {
         return statement.raw_execute().map(|_| None);
     }
-    let answer = statement.query_row([], |row| row.get::<_, rusqlite::types::Value>(0))?;
-    match answer {
-        rusqlite::types::Value::Text(verdict) if verdict != "ok" => Ok(Some(format!("{work}: {verdict}"))),
-        _ => Ok(None),
+    match statement.query_row([], |row| row.get::<_, Value>(0))? {
+        Value::Text(verdict) if verdict != "ok" => match unread(&verdict) {
+            Some(error) => Err(error),
+            None => Ok(Some(format!("{work}: {verdict}"))),
+        },
+        Value::Text(_) | Value::Null | Value::Integer(_) | Value::Real(_) | Value::Blob(_) => Ok(None),
     }
+}
+
+/// A verdict that says that pages could not be read says nothing of what is in them.
+fn unread(verdict: &str) -> Option<rusqlite::Error> {
+    let (_, code) = verdict.split_once("unable to get the page. error code=")?;
+    let digits: String = code.chars().take_while(char::is_ascii_digit).collect();
+    let error = rusqlite::ffi::Error::new(digits.parse().ok()?);
+    Some(rusqlite::Error::SqliteFailure(
+        error,
+        Some("integrity_check cannot read a page".into()),
+    ))
 }
 
 /// The rows there are, and what is wrong with those around a place.
@@ -150,4 +164,17 @@ pub(in crate::torture) fn digest(connection: &Connection) -> rusqlite::Result<(i
         digest.write(&row.get::<_, i64>(1)?.to_be_bytes());
     }
     Ok((rows, digest.sum64()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_cannot_be_read_is_no_wrong_page() {
+        let text = "*** in database main ***\nTree 2 page 6: unable to get the page. error code=266\nmore";
+        let error = unread(text).unwrap();
+        assert_eq!(error.sqlite_error().unwrap().extended_code, 266);
+        assert!(unread("row 1 missing from index").is_none());
+    }
 }

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 
 use super::super::profile::{Profile, Promise};
 use super::super::{client, rows};
-use super::{Evidence, Held, Judgement, Lost, Transaction, fault_before};
+use super::{Evidence, Held, Judgement, Lost, Transaction, Wrong, fault_before};
 
 pub(super) fn match_rows(
     evidence: &Evidence<'_>,
@@ -50,22 +50,21 @@ pub(super) fn check_held(
     verdict: &mut Judgement,
 ) {
     for (database, held) in evidence.held {
-        verdict
-            .all_wrong
-            .extend(held.torn.iter().map(|torn| format!("{database}: {torn}")));
-        for &id in &held.ids {
-            let known = transactions
-                .range(..=id)
-                .next_back()
-                .is_some_and(|(first, transaction)| {
-                    id < first + transaction.rows && transaction.database == *database
-                });
-            if !known {
-                verdict
-                    .all_wrong
-                    .push(format!("{database}: row {id} was written by nobody"));
-            }
-        }
+        let wrong = |what: String| Wrong {
+            database: database.clone(),
+            fault: "at the end".into(),
+            what,
+        };
+        verdict.all_wrong.extend(held.torn.iter().cloned().map(wrong));
+        let is_known = |id: i64| {
+            let before = transactions.range(..=id).next_back();
+            before.is_some_and(|(first, transaction)| {
+                id < first + transaction.rows && transaction.database == *database
+            })
+        };
+        let strange = held.ids.iter().filter(|&&id| !is_known(id));
+        let strange = strange.map(|id| wrong(format!("row {id} was written by nobody")));
+        verdict.all_wrong.extend(strange);
     }
 }
 
@@ -85,15 +84,11 @@ pub(super) fn excuse(
         .map(|profile| profile.database.clone())
         .collect();
     let is_helpless = |database: &str| helpless.contains(database);
-    let (excused, wrong): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut verdict.all_wrong)
-            .into_iter()
-            .partition(|text| {
-                text.split_once(':')
-                    .is_some_and(|(database, _)| is_helpless(database))
-            });
+    let (excused, wrong): (Vec<_>, Vec<_>) = std::mem::take(&mut verdict.all_wrong)
+        .into_iter()
+        .partition(|wrong| is_helpless(&wrong.database));
     verdict.all_wrong = wrong;
-    verdict.excused = excused;
+    verdict.excused = excused.iter().map(Wrong::to_string).collect();
     let (excused, lost): (Vec<_>, Vec<_>) = std::mem::take(&mut verdict.all_lost)
         .into_iter()
         .partition(|lost| is_helpless(&lost.database));
@@ -104,6 +99,24 @@ pub(super) fn excuse(
             lost.database, lost.first
         ));
     }
+}
+
+/// What can be found in the pages of a file that SQLite cannot read.
+pub(in crate::torture) fn salvaged(file: &Path, reason: &str) -> std::io::Result<Held> {
+    let bytes = std::fs::read(file)?;
+    let size = bytes
+        .get(16..18)
+        .map_or(0, |size| u16::from_be_bytes([size[0], size[1]]));
+    let size = match size {
+        // That is how SQLite writes what has no room.
+        0 | 1 => 1 << 16,
+        size => usize::from(size),
+    };
+    Ok(Held {
+        ids: bytes.chunks(size).flat_map(rows::ids_in_page).collect(),
+        digest: None,
+        torn: vec![format!("the database cannot be read: {reason}")],
+    })
 }
 
 /// What a file of a database holds.

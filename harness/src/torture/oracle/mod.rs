@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-pub(super) use self::matching::held;
+pub(super) use self::matching::{held, salvaged};
 pub use self::measure::Spread;
 use self::reader::Reader;
 use super::clock::SECOND;
@@ -65,6 +65,8 @@ pub struct Judgement {
     /// Acknowledged, and only in an archive.
     pub archived: u64,
     pub wrong: u64,
+    pub wrong_by_fault: BTreeMap<String, u64>,
+    pub wrong_by_database: BTreeMap<String, u64>,
     /// Some of it.
     pub wrong_examples: Vec<String>,
     /// Connections that failed on and on where a new one worked.
@@ -91,7 +93,7 @@ pub struct Judgement {
     #[serde(skip)]
     all_lost: Vec<Lost>,
     #[serde(skip)]
-    all_wrong: Vec<String>,
+    all_wrong: Vec<Wrong>,
 }
 
 #[derive(Debug, Serialize)]
@@ -105,6 +107,21 @@ pub struct Lost {
     pub acknowledged: u64,
     /// The fault before it.
     pub fault: String,
+}
+
+/// Something that nobody wrote like that.
+#[derive(Debug)]
+struct Wrong {
+    database: String,
+    /// After which fault it was seen.
+    fault: String,
+    what: String,
+}
+
+impl std::fmt::Display for Wrong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, {}: {}", self.database, self.fault, self.what)
+    }
 }
 
 pub(super) struct Evidence<'a> {
@@ -156,18 +173,19 @@ fn sum_up(verdict: &mut Judgement) {
         std::mem::take(&mut verdict.all_lost),
         std::mem::take(&mut verdict.all_wrong),
     );
-    for found in &lost {
-        *verdict.lost_by_fault.entry(found.fault.clone()).or_default() += 1;
-        *verdict
-            .lost_by_database
-            .entry(found.database.clone())
-            .or_default() += 1;
+    for Lost { fault, database, .. } in &lost {
+        *verdict.lost_by_fault.entry(fault.clone()).or_default() += 1;
+        *verdict.lost_by_database.entry(database.clone()).or_default() += 1;
+    }
+    for Wrong { fault, database, .. } in &wrong {
+        *verdict.wrong_by_fault.entry(fault.clone()).or_default() += 1;
+        *verdict.wrong_by_database.entry(database.clone()).or_default() += 1;
     }
     verdict.lost = lost.len() as u64;
     verdict.wrong = wrong.len() as u64;
     verdict.lost_examples = lost.into_iter().take(EXAMPLES).collect();
     wrong.truncate(EXAMPLES);
-    verdict.wrong_examples = wrong;
+    verdict.wrong_examples = wrong.iter().map(Wrong::to_string).collect();
     verdict.excused.truncate(EXAMPLES);
     verdict.stale_examples.truncate(EXAMPLES);
 }
@@ -253,7 +271,10 @@ mod tests {
         );
         assert_eq!(verdict.lost_by_fault["reload"], 1);
         assert_eq!(verdict.broken["reload"], 1);
-        assert_eq!(verdict.wrong_examples, ["wal.db: row 99 was written by nobody"]);
+        assert_eq!(
+            verdict.wrong_examples,
+            ["wal.db, at the end: row 99 was written by nobody"]
+        );
         assert_eq!(verdict.errors["reload"]["write IOERR(778): disk I/O error"], 1);
     }
 

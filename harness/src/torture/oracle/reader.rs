@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::super::fault::{Connections, Visibility};
 use super::super::journal::{Note, Role};
 use super::super::profile::Profile;
-use super::{AFTERMATH, Evidence, Judgement, Transaction, fault_before};
+use super::{AFTERMATH, Evidence, Judgement, Transaction, Wrong, fault_before};
 
 /// Goes through one journal.
 pub(super) struct Reader<'a> {
@@ -79,7 +79,12 @@ impl Reader<'_> {
     }
 
     fn error(&mut self, time: u64, what: &str, code: i32, message: &str) {
+        if tells_of_damage(code) {
+            return self.wrong(time, &format!("{what}: {message}"));
+        }
         let fault = self.fault_name(time);
+        // Without the path that some messages end in.
+        let (message, _) = message.split_once(": /").unwrap_or((message, ""));
         let kind = format!("{what} {}: {message}", name_of(code));
         *self
             .verdict
@@ -95,10 +100,13 @@ impl Reader<'_> {
 
     fn wrong(&mut self, time: u64, what: &str) {
         let fault = self.fault_name(time);
-        let who = self.profile.describe();
-        self.verdict
-            .all_wrong
-            .push(format!("{}: {who}, after {fault}: {what}", self.profile.database));
+        let what = format!("{}: {what}", self.profile.describe());
+        let database = self.profile.database.clone();
+        self.verdict.all_wrong.push(Wrong {
+            database,
+            fault,
+            what,
+        });
     }
 
     fn broken(&mut self, time: u64) {
@@ -165,6 +173,11 @@ impl Reader<'_> {
             .take_while(|(back, fault)| *back == 0 || fault.begin + AFTERMATH > time);
         self.evidence.nodes > 1 || recent.any(|(_, fault)| fault.kind.visibility() == Visibility::Errors)
     }
+}
+
+/// SQLITE_CORRUPT and SQLITE_NOTADB.
+fn tells_of_damage(code: i32) -> bool {
+    matches!(code & 0xff, 11 | 26)
 }
 
 /// What SQLite calls an extended code.
