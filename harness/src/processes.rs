@@ -162,9 +162,17 @@ pub fn end_left_behind(data: &Path) {
     }
 }
 
-/// Whether the process runs; one that waits for its parent's attention does not.
+/// Whether the process runs; one that only waits for its parent's attention does not. Its first thread may wait for that while others
+/// still end, with all that the process has open.
 pub fn lives(pid: i32) -> bool {
-    status(pid).is_some_and(|(state, _)| state != 'Z' && state != 'X')
+    match status(pid) {
+        None => false,
+        Some(('Z' | 'X', _)) => {
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+            threads.is_ok_and(|threads| threads.count() > 1)
+        }
+        Some(_) => true,
+    }
 }
 
 fn all() -> impl Iterator<Item = i32> {
