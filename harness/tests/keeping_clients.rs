@@ -4,6 +4,7 @@
 use litefs_dev::torture::fault::FaultKind;
 use litefs_dev::torture::{self, Summary, TortureOptions};
 use litefs_dev::{Durability, Passthrough};
+use parking_lot::Mutex;
 
 mod support;
 
@@ -46,19 +47,35 @@ const ALONE: [FaultKind; 6] = [
     FaultKind::Stop,
 ];
 
+/// Faults of several nodes.
+const TOGETHER: [FaultKind; 6] = [
+    FaultKind::Kill,
+    FaultKind::KillAll,
+    FaultKind::Reload,
+    FaultKind::Stop,
+    FaultKind::StopDeposed,
+    FaultKind::Handoff,
+];
+
+/// One course at a time: its clients alone are more than most machines have cores.
+static TURN: Mutex<()> = Mutex::new(());
+
 #[test]
 fn passthrough() {
-    torture("unseen-k", 5, &UNSEEN, 1, Passthrough::On);
-    torture("alone-k", 5, &ALONE, 1, Passthrough::On);
+    let _turn = TURN.lock();
+    torture("unseen-k", UNSEEN.len(), &UNSEEN, 1, Passthrough::On);
+    torture("alone-k", ALONE.len(), &ALONE, 1, Passthrough::On);
 }
 
 #[test]
 fn intercepted() {
-    torture("unseen-d", 5, &UNSEEN, 1, Passthrough::Off);
-    torture("alone-d", 5, &ALONE, 1, Passthrough::Off);
+    let _turn = TURN.lock();
+    torture("unseen-d", UNSEEN.len(), &UNSEEN, 1, Passthrough::Off);
+    torture("alone-d", ALONE.len(), &ALONE, 1, Passthrough::Off);
 }
 
 #[test]
 fn cluster() {
-    torture("cluster", 4, &[], 3, Passthrough::Auto);
+    let _turn = TURN.lock();
+    torture("cluster", TOGETHER.len(), &TOGETHER, 3, Passthrough::Auto);
 }

@@ -57,6 +57,7 @@ impl Torture {
         let done = torture::run(&options, &mut |line| println!("{line}"));
         let cleaned = torture::clean_up(&options.directory);
         let summary = done.with_context(|| format!("the run is kept in {}", options.directory.display()))?;
+        summary.gates().iter().for_each(|gate| println!("{gate}"));
         print_json(&summary)?;
         cleaned?;
         if !summary.is_clean() {

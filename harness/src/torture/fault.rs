@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use rand::Rng;
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
@@ -24,6 +24,8 @@ pub enum FaultKind {
     Reload,
     /// SIGTERM, and a start.
     Stop,
+    /// The primary is cut off until another leads, and stopped then.
+    StopDeposed,
     /// A node is cut off for a while.
     Partition,
     /// A node stands still for a while.
@@ -48,7 +50,7 @@ pub enum Generation {
 }
 
 impl FaultKind {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Kill,
         Self::KillDaemon,
         Self::KillAll,
@@ -56,6 +58,7 @@ impl FaultKind {
         Self::KillOpener,
         Self::Reload,
         Self::Stop,
+        Self::StopDeposed,
         Self::Partition,
         Self::Pause,
         Self::Handoff,
@@ -69,7 +72,8 @@ impl FaultKind {
         match self {
             Self::Kill | Self::KillAll | Self::KillOpener | Self::Stop => true,
             Self::KillDaemon | Self::KillKeeper | Self::Reload => generation >= Generation::Launcher,
-            Self::Partition
+            Self::StopDeposed
+            | Self::Partition
             | Self::Pause
             | Self::Handoff
             | Self::Promote
@@ -86,6 +90,7 @@ impl FaultKind {
             | Self::KillKeeper
             | Self::KillOpener
             | Self::Stop
+            | Self::StopDeposed
             | Self::Partition
             | Self::Pause
             | Self::Handoff
@@ -104,12 +109,32 @@ impl FaultKind {
             | Self::KillOpener
             | Self::Reload
             | Self::Stop
+            | Self::StopDeposed
             | Self::Partition
             | Self::Pause
             | Self::Handoff
             | Self::Promote
             | Self::StopAll
             | Self::KillCluster => Connections::Survive,
+        }
+    }
+
+    /// Milliseconds that the node is away at most.
+    fn longest(self) -> u64 {
+        match self {
+            Self::Partition | Self::Pause => APART,
+            Self::Kill
+            | Self::KillDaemon
+            | Self::KillAll
+            | Self::KillKeeper
+            | Self::KillOpener
+            | Self::Reload
+            | Self::Stop
+            | Self::StopDeposed
+            | Self::Handoff
+            | Self::Promote
+            | Self::StopAll
+            | Self::KillCluster => DOWN,
         }
     }
 
@@ -157,54 +182,66 @@ const DOWN: u64 = 2000;
 /// As long as a lease or two.
 const APART: u64 = 7000;
 
-/// The next fault. Draws the same numbers whatever it comes to, so that a run with other kinds of faults has the same course.
-pub fn choose(chance: &mut StdRng, kinds: &[FaultKind]) -> Fault {
-    let kind = *kinds.choose(chance).expect("some kind is possible");
-    let victim = match chance.random_bool(0.7) {
-        true => Victim::Primary,
-        false => Victim::Replica(chance.random_range(0..16)),
-    };
-    let share = chance.random::<f64>();
-    let longest = match kind {
-        FaultKind::Partition | FaultKind::Pause => APART,
-        FaultKind::Kill
-        | FaultKind::KillDaemon
-        | FaultKind::KillAll
-        | FaultKind::KillKeeper
-        | FaultKind::KillOpener
-        | FaultKind::Reload
-        | FaultKind::Stop
-        | FaultKind::Handoff
-        | FaultKind::Promote
-        | FaultKind::StopAll
-        | FaultKind::KillCluster => DOWN,
-    };
-    // Nearly half of them are started again at once.
-    let share = (share * 1.8 - 0.8).max(0.0);
-    Fault {
-        kind,
-        victim,
-        lasts: Duration::from_millis(longest).mul_f64(share),
-        rest: Duration::from_millis(chance.random_range(100..1200)),
+/// Deals faults: all kinds in some order, then all again, so that a short course has each.
+pub(super) struct Dealer {
+    kinds: Vec<FaultKind>,
+    left: Vec<FaultKind>,
+    chance: StdRng,
+}
+
+impl Dealer {
+    /// `kinds` is not empty.
+    pub(super) fn new(seed: u64, kinds: Vec<FaultKind>) -> Self {
+        Self {
+            kinds,
+            left: Vec::new(),
+            chance: StdRng::seed_from_u64(seed),
+        }
+    }
+
+    pub(super) fn next(&mut self) -> Fault {
+        if self.left.is_empty() {
+            self.left.clone_from(&self.kinds);
+            self.left.shuffle(&mut self.chance);
+        }
+        let kind = self.left.pop().expect("some kind is possible");
+        let victim = match self.chance.random_bool(0.7) {
+            true => Victim::Primary,
+            false => Victim::Replica(self.chance.random_range(0..16)),
+        };
+        // Nearly half of them are over at once.
+        let share = (self.chance.random::<f64>() * 1.8 - 0.8).max(0.0);
+        Fault {
+            kind,
+            victim,
+            lasts: Duration::from_millis(kind.longest()).mul_f64(share),
+            rest: Duration::from_millis(self.chance.random_range(100..1200)),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use rand::SeedableRng;
-
     use super::*;
 
     #[test]
     fn a_seed_means_a_course() {
         let course = |seed| -> Vec<String> {
-            let mut chance = StdRng::seed_from_u64(seed);
-            (0..50)
-                .map(|_| format!("{:?}", choose(&mut chance, &FaultKind::ALL)))
-                .collect()
+            let mut dealer = Dealer::new(seed, FaultKind::ALL.to_vec());
+            (0..50).map(|_| format!("{:?}", dealer.next())).collect()
         };
         assert_eq!(course(3), course(3));
         assert_ne!(course(3), course(4));
+    }
+
+    #[test]
+    fn every_kind_is_dealt_before_one_is_dealt_again() {
+        let mut dealer = Dealer::new(1, FaultKind::ALL.to_vec());
+        for _ in 0..3 {
+            let mut dealt: Vec<_> = FaultKind::ALL.iter().map(|_| dealer.next().kind).collect();
+            dealt.sort();
+            assert_eq!(dealt, FaultKind::ALL);
+        }
     }
 
     #[test]

@@ -182,7 +182,8 @@ fn suffer_alone(solo: &mut Solo, fault: Fault) -> Result<()> {
         }
         FaultKind::KillKeeper => return solo.kill_companions(Companion::Keeper).map(drop),
         FaultKind::KillOpener => return solo.kill_companions(Companion::Opener).map(drop),
-        FaultKind::Partition
+        FaultKind::StopDeposed
+        | FaultKind::Partition
         | FaultKind::Pause
         | FaultKind::Handoff
         | FaultKind::Promote
@@ -209,6 +210,7 @@ fn suffer_together(cluster: &Cluster, fault: Fault) -> Result<String> {
         FaultKind::Kill => node.kill()?,
         FaultKind::KillAll => node.kill_of(Victims::All)?,
         FaultKind::Stop => node.stop()?,
+        FaultKind::StopDeposed => return stop_deposed(cluster, primary, fault.lasts),
         FaultKind::KillDaemon => return replaced(cluster, victim, || node.kill_of(Victims::Daemon)),
         FaultKind::Reload => return replaced(cluster, victim, || node.reload()),
         FaultKind::KillKeeper => return kill_companions(cluster, victim, Companion::Keeper),
@@ -312,6 +314,27 @@ fn change_primary(cluster: &Cluster, from: Station, to: Station, kind: FaultKind
     // A refusal is an answer: another node may just have taken the lease.
     let outcome = done.map_or_else(|error| format!(" ({error})"), |()| String::new());
     Ok(format!("{from} -> {to}{outcome}"))
+}
+
+/// A primary that nobody follows any more is stopped before it hears of its successor.
+fn stop_deposed(cluster: &Cluster, deposed: Station, down: Duration) -> Result<String> {
+    cluster.partition(&[vec![deposed]], false)?;
+    let start = Instant::now();
+    while !cluster.status()?.primaries().any(|node| node.name != deposed) {
+        if start.elapsed() > SETTLE {
+            return Err(Error::Timeout {
+                what: format!("another node than {deposed} leads"),
+                waited: SETTLE,
+                seen: cluster.status()?.summary(),
+            });
+        }
+        std::thread::sleep(GLANCE);
+    }
+    cluster.at(deposed).stop()?;
+    cluster.heal(true)?;
+    std::thread::sleep(down);
+    cluster.at(deposed).start()?;
+    Ok(deposed.to_string())
 }
 
 #[derive(Clone, Copy)]

@@ -19,14 +19,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rand::SeedableRng;
-use rand::rngs::StdRng;
 use rusqlite::Connection;
 use serde::Serialize;
 
 use self::clock::now;
 use self::crew::Crew;
-use self::fault::{Fault, FaultKind, choose};
+use self::fault::{Dealer, Fault, FaultKind};
 use self::field::Field;
 use self::oracle::{Evidence, Occurrence};
 pub use self::oracle::{Judgement, Lost, Spread};
@@ -38,7 +36,7 @@ use crate::{Cluster, ClusterOptions, Durability, Error, Keep, Passthrough, Resul
 const SERVICE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(10);
 /// How long clients write before the first fault and after the last one.
-const PEACE: Duration = Duration::from_secs(2);
+const PEACE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(3);
 
@@ -81,6 +79,35 @@ impl Summary {
     pub fn is_clean(&self) -> bool {
         self.problems.is_empty()
     }
+
+    /// A line for each kind of fault: what clients met from one to the next.
+    pub fn gates(&self) -> Vec<String> {
+        let Judgement {
+            errors,
+            lost_by_fault,
+            wrong_by_fault,
+            stale,
+            broken,
+            pauses,
+            ..
+        } = &self.judgement;
+        let of = |counts: &BTreeMap<String, u64>, kind: &str| counts.get(kind).copied().unwrap_or(0);
+        let line = |(kind, count): (&String, &usize)| {
+            let errors: u64 = errors.get(kind).iter().flat_map(|errors| errors.values()).sum();
+            let (lost, wrong) = (of(lost_by_fault, kind), of(wrong_by_fault, kind));
+            let (stale, broken) = (of(stale, kind), of(broken, kind));
+            let pause = pauses.get(kind).map_or_else(String::new, |pause| {
+                format!(
+                    "; longest pause p50 {:.0} p99 {:.0} max {:.0} ms",
+                    pause.p50, pause.p99, pause.max
+                )
+            });
+            format!(
+                "{count} x {kind}: {lost} lost, {wrong} wrong, {errors} errors, {stale} stale, {broken} connections broken{pause}"
+            )
+        };
+        self.faults.iter().map(line).collect()
+    }
 }
 
 /// What happened so far.
@@ -113,9 +140,9 @@ pub fn run(options: &TortureOptions, tell: &mut dyn FnMut(&str)) -> Result<Summa
         )));
     }
     std::thread::sleep(PEACE);
-    let mut chance = StdRng::seed_from_u64(options.seed);
+    let mut dealer = Dealer::new(options.seed, kinds);
     for number in 1..=options.faults {
-        let fault = choose(&mut chance, &kinds);
+        let fault = dealer.next();
         let at = start.elapsed().as_secs_f64();
         strike(&mut field, &mut crew, fault, &mut record, &mut |text| {
             tell(&format!("{at:9.3} fault {number}/{}: {text}", options.faults));

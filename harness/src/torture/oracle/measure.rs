@@ -37,41 +37,53 @@ impl Spread {
     }
 }
 
-/// How long commits took, and for each fault the longest time between two of them from its begin to the next fault.
-pub(super) fn measure(
-    notes: &[(u64, Note)],
-    faults: &[Occurrence],
-    gaps: &mut [u64],
-    commits: &mut Vec<u64>,
-) {
-    let (mut begun, mut last) = (None, None::<u64>);
-    for (time, note) in notes {
-        match note {
-            Note::Trying { .. } => begun = Some(*time),
-            Note::Acknowledged { .. } => {
-                commits.extend(begun.take().map(|begun| time - begun));
-                if let Some(last) = last {
-                    // The gap belongs to every fault that began in it, and to the one before.
-                    let from = faults
-                        .partition_point(|fault| fault.begin <= last)
-                        .saturating_sub(1);
-                    let to = faults.partition_point(|fault| fault.begin <= *time);
-                    for gap in gaps.iter_mut().take(to).skip(from) {
-                        *gap = (*gap).max(time - last);
-                    }
+/// When commits of metronomes were acknowledged, by database, and how long each took.
+#[derive(Default)]
+pub(super) struct Beats {
+    acknowledged: BTreeMap<String, Vec<u64>>,
+    pub(super) took: Vec<u64>,
+}
+
+impl Beats {
+    pub(super) fn add(&mut self, database: &str, notes: &[(u64, Note)]) {
+        let mut begun = None;
+        let acknowledged = self.acknowledged.entry(database.to_owned()).or_default();
+        for (time, note) in notes {
+            match note {
+                Note::Trying { .. } => begun = Some(*time),
+                Note::Acknowledged { .. } => {
+                    acknowledged.push(*time);
+                    self.took.extend(begun.take().map(|begun| time - begun));
                 }
-                last = Some(*time);
+                Note::Failed { .. }
+                | Note::Error { .. }
+                | Note::Wrong(_)
+                | Note::Stale(_)
+                | Note::Broken { .. }
+                | Note::Read { .. }
+                | Note::Idle
+                | Note::Seen { .. } => {}
             }
-            // On a replica it waits for nothing.
-            Note::Idle => last = None,
-            Note::Failed { .. }
-            | Note::Error { .. }
-            | Note::Wrong(_)
-            | Note::Stale(_)
-            | Note::Broken { .. }
-            | Note::Read { .. }
-            | Note::Seen { .. } => {}
         }
+    }
+
+    /// For each fault the longest time between two commits to one database, on whatever node, from its begin to the next fault.
+    pub(super) fn gaps(&mut self, faults: &[Occurrence]) -> Vec<u64> {
+        let mut gaps = vec![0; faults.len()];
+        for times in self.acknowledged.values_mut() {
+            times.sort_unstable();
+            for pair in times.windows(2) {
+                // A gap belongs to every fault that began in it, and to the one before.
+                let from = faults
+                    .partition_point(|fault| fault.begin <= pair[0])
+                    .saturating_sub(1);
+                let to = faults.partition_point(|fault| fault.begin <= pair[1]);
+                for gap in gaps.iter_mut().take(to).skip(from) {
+                    *gap = (*gap).max(pair[1] - pair[0]);
+                }
+            }
+        }
+        gaps
     }
 }
 
@@ -106,8 +118,11 @@ mod tests {
             acknowledged(990),
             acknowledged(1500),
         ];
-        let (mut gaps, mut commits) = (vec![0; 2], Vec::new());
-        measure(&notes, &faults, &mut gaps, &mut commits);
+        let mut beats = Beats::default();
+        // On two nodes: the second goes on where the first has stopped.
+        beats.add("db", &notes[2..]);
+        beats.add("db", &notes[..2]);
+        let gaps = beats.gaps(&faults);
         assert_eq!(gaps, [680, 510]);
     }
 }

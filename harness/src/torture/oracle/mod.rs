@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 pub(super) use self::matching::{held, salvaged};
+use self::measure::Beats;
 pub use self::measure::Spread;
 use self::reader::Reader;
 use super::clock::SECOND;
@@ -136,7 +137,7 @@ pub(super) fn judge(evidence: &Evidence<'_>) -> Result<Judgement> {
     let mut verdict = Judgement::default();
     let mut transactions = BTreeMap::new();
     let mut failed_databases = BTreeSet::new();
-    let (mut gaps, mut commits) = (vec![0; evidence.faults.len()], Vec::new());
+    let mut beats = Beats::default();
     for (profile, node, path) in evidence.journals {
         let notes = journal::read(path).map_err(Error::file("reading", path))?;
         let mut reader = Reader {
@@ -150,11 +151,11 @@ pub(super) fn judge(evidence: &Evidence<'_>) -> Result<Judgement> {
             failed_databases.insert(profile.database.clone());
         }
         if profile.behaviour == Behaviour::Metronome {
-            measure::measure(&notes, evidence.faults, &mut gaps, &mut commits);
+            beats.add(&profile.database, &notes);
         }
     }
-    verdict.commits = Spread::of(commits);
-    verdict.pauses = measure::pauses(evidence.faults, &gaps);
+    verdict.pauses = measure::pauses(evidence.faults, &beats.gaps(evidence.faults));
+    verdict.commits = Spread::of(beats.took);
     matching::match_rows(evidence, &transactions, &mut verdict);
     matching::check_held(evidence, &transactions, &mut verdict);
     matching::excuse(evidence.journals, &failed_databases, &mut verdict);
