@@ -300,6 +300,7 @@ impl Cluster {
     /// Stops everything, replicas first so that no election takes place meanwhile; the data stays.
     pub fn down(&self) -> Result<()> {
         if !self.directory.is_running()? {
+            supervisor::end_left_behind(&self.directory)?;
             return supervisor::detach_below(self.directory.path());
         }
         let status = self.status()?;

@@ -98,11 +98,7 @@ pub fn companions(data: &Path, kind: Companion) -> Vec<i32> {
 /// of a node that was stopped.
 pub fn left_behind(data: &Path) -> Vec<i32> {
     let mut found: BTreeSet<_> = companions(data, Companion::Any).into_iter().collect();
-    let is_daemon = |pid: &i32| {
-        let words = command_line(*pid);
-        words.get(1).is_some_and(|word| word == b"mount") && has_open(*pid, data)
-    };
-    found.extend(all().filter(is_daemon));
+    found.extend(all().filter(|&pid| is_litefs(pid) && has_open(pid, data)));
     for pid in found.clone() {
         found.extend(descendants(pid));
     }
@@ -201,6 +197,16 @@ fn parse_status(text: &str) -> Option<(char, i32)> {
 fn command_line(pid: i32) -> Vec<Vec<u8>> {
     let text = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     text.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect()
+}
+
+/// Whether the process is a daemon, by its program or by how it was started.
+fn is_litefs(pid: i32) -> bool {
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    // A program that was built anew since then is marked as deleted.
+    let name = program.file_name().unwrap_or_default().as_bytes();
+    name == b"litefs"
+        || name == b"litefs (deleted)"
+        || command_line(pid).get(1).is_some_and(|word| word == b"mount")
 }
 
 fn mentions(words: &[Vec<u8>], data: &Path) -> bool {

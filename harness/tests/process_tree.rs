@@ -137,6 +137,16 @@ fn a_cluster_that_is_down_leaves_no_keeper_and_no_mount() {
 }
 
 #[test]
+fn a_cluster_is_destroyed_with_what_a_killed_supervisor_left() {
+    let Some(cluster) = tree() else { return };
+    let kept = keeper(&data(&cluster));
+    let supervisor = cluster.status().unwrap().supervisor.unwrap();
+    assert!(processes::end(&[supervisor]).is_empty());
+    cluster.destroy().unwrap();
+    assert!(!processes::lives(kept));
+}
+
+#[test]
 fn a_supervisor_ends_what_one_that_was_killed_left() {
     let Some(cluster) = tree() else { return };
     let data = data(&cluster);

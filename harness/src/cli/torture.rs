@@ -35,8 +35,8 @@ pub(super) struct Torture {
     /// Only clients of this journal mode (and two that measure)
     #[arg(long, value_enum)]
     journal: Option<JournalMode>,
-    /// The litefs binary [default: built from the workspace, else beside this program, else in the PATH]
-    #[arg(long, value_name = "PATH", env = "LITEFS_TORTURE_BINARY")]
+    /// The litefs binary [default: $LITEFS_BINARY, else built from the workspace, else beside this program, else in the PATH]
+    #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
     /// Build litefs with the release profile
     #[arg(long)]

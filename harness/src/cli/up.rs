@@ -39,7 +39,7 @@ pub(super) struct Up {
     /// How long nobody gets the lease after its holder was lost [default: 1s]
     #[arg(long, value_parser = humantime::parse_duration)]
     lock_delay: Option<Duration>,
-    /// The litefs binary [default: built from the workspace, else beside this program, else in the PATH]
+    /// The litefs binary [default: $LITEFS_BINARY, else built from the workspace, else beside this program, else in the PATH]
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
     /// Build litefs with the release profile

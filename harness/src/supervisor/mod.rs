@@ -80,7 +80,7 @@ pub fn run(path: &Path, owner: Option<i32>) -> Result<()> {
 }
 
 /// Ends what a supervisor that was killed could not: its nodes' companions live in a network that nobody else can reach.
-fn end_left_behind(directory: &ClusterDirectory) -> Result<()> {
+pub(crate) fn end_left_behind(directory: &ClusterDirectory) -> Result<()> {
     for node in directory.spec()?.node_stations() {
         processes::end_left_behind(&directory.data(node));
     }
