@@ -17,7 +17,7 @@
 //!
 //! It drives the shipped `litefs` binary and knows of it only `litefs.yml` and the HTTP API. Read in this order: [`station`] (who takes
 //! part), [`wire`] and [`net`] (the network between them), [`lease`] (who elects the primary), `supervisor` (the process that owns it
-//! all), [`Cluster`] (the face). `main.rs` and `cli` turn commands into calls of [`Cluster`].
+//! all), [`Cluster`] (the face), [`torture`] (what is done to it for hours). `main.rs` and `cli` turn commands into calls of [`Cluster`].
 
 pub mod bench;
 pub mod binary;

@@ -28,6 +28,8 @@ pub(super) struct Occurrence {
 
 /// Errors are excused by a fault so long ago at most.
 const AFTERMATH: u64 = 15 * SECOND;
+/// By then every connection that has ended was used and replaced.
+const NOTICED: u64 = 30 * SECOND;
 /// How many of a kind a summary shows.
 const EXAMPLES: usize = 20;
 

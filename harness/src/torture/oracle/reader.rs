@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::super::fault::{Connections, Visibility};
 use super::super::journal::{Note, Role};
 use super::super::profile::Profile;
-use super::{AFTERMATH, Evidence, Judgement, Transaction, Wrong, fault_before};
+use super::{AFTERMATH, Evidence, Judgement, NOTICED, Transaction, Wrong, fault_before};
 
 /// Goes through one journal.
 pub(super) struct Reader<'a> {
@@ -111,7 +111,7 @@ impl Reader<'_> {
 
     fn broken(&mut self, time: u64) {
         *self.verdict.broken.entry(self.fault_name(time)).or_default() += 1;
-        if !self.are_cut(time) {
+        if !self.are_cut(time, NOTICED) {
             self.verdict.inexcusably_broken += 1;
         }
     }
@@ -123,7 +123,8 @@ impl Reader<'_> {
             .stale_examples
             .push(format!("{who}, after {fault}: {what}"));
         *self.verdict.stale.entry(fault).or_default() += 1;
-        if !self.are_cut(time) {
+        // One that only reads may never be told.
+        if !self.are_cut(time, u64::MAX) {
             self.verdict.inexcusably_stale += 1;
         }
     }
@@ -148,15 +149,15 @@ impl Reader<'_> {
         fault_before(self.evidence.faults, time).map_or("none".to_owned(), |fault| fault.kind.name())
     }
 
-    /// Whether connections may have ended. One that reads may not be told, however long ago it was.
-    fn are_cut(&self, time: u64) -> bool {
+    /// Whether connections may have ended within that time before.
+    fn are_cut(&self, time: u64, within: u64) -> bool {
         let before = self
             .evidence
             .faults
             .iter()
             .take_while(|fault| fault.begin <= time);
         before
-            .into_iter()
+            .skip_while(|fault| fault.begin.saturating_add(within) < time)
             .any(|fault| fault.kind.connections() == Connections::End)
     }
 
