@@ -18,7 +18,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    pub(super) fn of(mut nanoseconds: Vec<u64>) -> Self {
+    fn of(mut nanoseconds: Vec<u64>) -> Self {
         nanoseconds.sort_unstable();
         let count = nanoseconds.len();
         #[allow(clippy::cast_precision_loss)] // milliseconds for people
@@ -41,19 +41,20 @@ impl Spread {
 #[derive(Default)]
 pub(super) struct Beats {
     acknowledged: BTreeMap<String, Vec<u64>>,
-    pub(super) took: Vec<u64>,
+    took: BTreeMap<String, Vec<u64>>,
 }
 
 impl Beats {
     pub(super) fn add(&mut self, database: &str, notes: &[(u64, Note)]) {
         let mut begun = None;
+        let took = self.took.entry(database.to_owned()).or_default();
         let acknowledged = self.acknowledged.entry(database.to_owned()).or_default();
         for (time, note) in notes {
             match note {
                 Note::Trying { .. } => begun = Some(*time),
                 Note::Acknowledged { .. } => {
                     acknowledged.push(*time);
-                    self.took.extend(begun.take().map(|begun| time - begun));
+                    took.extend(begun.take().map(|begun| time - begun));
                 }
                 Note::Failed { .. }
                 | Note::Error { .. }
@@ -65,6 +66,12 @@ impl Beats {
                 | Note::Seen { .. } => {}
             }
         }
+    }
+
+    /// How long commits took, by database.
+    pub(super) fn took(self) -> BTreeMap<String, Spread> {
+        let spread = |(database, took)| (database, Spread::of(took));
+        self.took.into_iter().map(spread).collect()
     }
 
     /// For each fault the longest time between two commits to one database, on whatever node, from its begin to the next fault.

@@ -89,8 +89,8 @@ pub struct Judgement {
     pub accepted_on_replicas: u64,
     /// Longest time without a commit of a metronome, by fault.
     pub pauses: BTreeMap<String, Spread>,
-    /// How long a commit of a metronome took, apart from faults or not.
-    pub commits: Spread,
+    /// How long a commit of a metronome took, whatever happened meanwhile, by database.
+    pub commits: BTreeMap<String, Spread>,
     /// What is wrong with databases whose writers cannot be helped.
     pub excused: Vec<String>,
     #[serde(skip)]
@@ -157,7 +157,7 @@ pub(super) fn judge(evidence: &Evidence<'_>) -> Result<Judgement> {
         }
     }
     verdict.pauses = measure::pauses(evidence.faults, &beats.gaps(evidence.faults));
-    verdict.commits = Spread::of(beats.took);
+    verdict.commits = beats.took();
     matching::match_rows(evidence, &transactions, &mut verdict);
     matching::check_held(evidence, &transactions, &mut verdict);
     matching::excuse(evidence.journals, &failed_databases, &mut verdict);
