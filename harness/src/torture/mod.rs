@@ -361,6 +361,9 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 
 /// Ends what a run that keeps its directory left running.
 pub fn clean_up(directory: &Path) -> Result<()> {
+    if !directory.exists() {
+        return Ok(());
+    }
     let root = directory
         .canonicalize()
         .map_err(Error::file("resolving", directory))?;
