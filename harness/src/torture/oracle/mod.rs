@@ -172,7 +172,7 @@ fn fault_before(faults: &[Occurrence], time: u64) -> Option<&Occurrence> {
 
 /// Counts what was found, and keeps some of it to look into.
 fn sum_up(verdict: &mut Judgement) {
-    let (lost, mut wrong) = (
+    let (lost, wrong) = (
         std::mem::take(&mut verdict.all_lost),
         std::mem::take(&mut verdict.all_wrong),
     );
@@ -187,8 +187,9 @@ fn sum_up(verdict: &mut Judgement) {
     verdict.lost = lost.len() as u64;
     verdict.wrong = wrong.len() as u64;
     verdict.lost_examples = lost.into_iter().take(EXAMPLES).collect();
-    wrong.truncate(EXAMPLES);
-    verdict.wrong_examples = wrong.iter().map(Wrong::to_string).collect();
+    // The same thing is often seen a thousand times.
+    let wrong: BTreeSet<_> = wrong.iter().map(Wrong::to_string).collect();
+    verdict.wrong_examples = wrong.into_iter().take(EXAMPLES).collect();
     verdict.excused.truncate(EXAMPLES);
     verdict.stale_examples.truncate(EXAMPLES);
 }
