@@ -52,6 +52,9 @@ pub struct StoreOptions {
     /// Whether a start makes the WAL that it takes out of the mount immutable, and a demotion one that it cannot fence, so that clients
     /// get errors instead of commits that nobody sees. What a start took is there until the next flush; `rm` refuses it until then.
     pub seal: bool,
+    /// Told of each new role, so that a process that takes over from this one can know it: of a time as primary after it has begun, and of
+    /// its end before.
+    pub on_role: Option<Arc<dyn Fn(Role) + Send + Sync>>,
 }
 
 impl Default for StoreOptions {
@@ -64,6 +67,7 @@ impl Default for StoreOptions {
             disk: Arc::new(OsDisk),
             node_id: rand::random(),
             seal: false,
+            on_role: None,
         }
     }
 }

@@ -207,6 +207,11 @@ impl Store {
         &self.shared.dir
     }
 
+    /// The backing tree of a data directory, which may not be open.
+    pub fn files_below(dir: &Path) -> PathBuf {
+        layout::files(dir)
+    }
+
     /// The backing tree that the mount mirrors.
     pub fn files_dir(&self) -> &Path {
         &self.shared.files
@@ -447,6 +452,22 @@ impl Store {
     /// writers and captures what they committed.
     pub fn set_role(&self, role: Role) -> Result<()> {
         let before = self.role();
+        let tell = |role| {
+            if let Some(tell) = &self.shared.options.on_role {
+                tell(role);
+            }
+        };
+        if !role.is_primary() {
+            tell(role);
+        }
+        let changed = self.change_role(before, role);
+        if changed.is_ok() && role.is_primary() {
+            tell(role);
+        }
+        changed
+    }
+
+    fn change_role(&self, before: Role, role: Role) -> Result<()> {
         match (before.is_primary(), role.is_primary()) {
             (false, true) => self.promote(role),
             (true, false) => self.demote(role),

@@ -44,12 +44,17 @@ impl Database {
     }
 
     fn refuse_if(&self, in_use: std::io::Result<bool>, lock: &'static str) -> Result<()> {
-        match in_use.map_err(Error::io("locks.look", self.name.as_str()))? {
-            true => Err(Error::Busy {
+        match in_use {
+            Ok(true) => Err(Error::Busy {
                 db: self.name.clone(),
                 lock,
             }),
-            false => Ok(()),
+            Ok(false) => Ok(()),
+            // A file that is not open yet cannot be asked on this thread.
+            Err(error) => {
+                tracing::debug!(db = %self.name, %error, lock, "not known whether the file is in use");
+                Ok(())
+            }
         }
     }
 }
