@@ -21,8 +21,13 @@
 //!
 //! [`lease`] makes one node primary at a time and tells everybody who it is ([`leadership`]). [`http`] is the API on the
 //! same port as the streams, [`services`] ties these together, [`node`] adds the mount and the signals, [`cli`] and
-//! [`config`] are what people touch. [`companion`] is a process beside the daemon that opens files on the mount, so that
-//! the daemon never waits for itself.
+//! [`config`] are what people touch.
+//!
+//! # What outlives the daemon
+//!
+//! The mount does. [`launcher`] is the process that the user starts; it starts the daemon, and again when it dies.
+//! [`companion`] are processes beside the daemon: one holds the mount meanwhile, one opens files on it, so that the daemon
+//! never waits for itself. What the next daemon has to know stands in the [`ledger`].
 //!
 //! `docs/architecture.md` has the same in a picture, with threads and on-disk layout.
 
@@ -33,8 +38,10 @@ pub mod config;
 pub mod events;
 pub mod fuse;
 pub mod http;
+pub mod launcher;
 pub mod leadership;
 pub mod lease;
+pub mod ledger;
 pub mod logging;
 pub mod metrics;
 pub mod node;

@@ -91,6 +91,8 @@ fn a_database_whose_log_cannot_be_synced_is_read_and_not_written_until_the_next_
             insert(&other).unwrap();
             drop(other);
 
+            // A start finds out what is on the disk where nobody has files open.
+            eventually("the last file is closed", || rig.client_handles() == 0);
             rig.kill();
             rig.restart();
             assert_eq!(rig.ask("closed"), "", "{story}");

@@ -9,6 +9,7 @@ mod export;
 mod import;
 mod ltx;
 mod mount;
+mod reload;
 mod run;
 mod version;
 
@@ -32,6 +33,11 @@ struct Litefs {
 enum Command {
     /// Mount the file system and replicate the databases on it.
     Mount(mount::Args),
+    /// The daemon that `mount` starts.
+    #[command(hide = true)]
+    Daemon(mount::DaemonArgs),
+    /// Replace the running daemon by a new one, which reads program and configuration anew.
+    Reload(reload::Args),
     /// Run a command, on the primary or on a candidate only.
     Run(run::Args),
     /// Write a copy of a database to a file.
@@ -53,7 +59,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         return ExitCode::from(USAGE);
     }
     match parse(&args) {
-        Ok(command) => execute(command),
+        Ok(command) => execute(command, args),
         Err(error) => refuse(&error, command.unwrap_or_default()),
     }
 }
@@ -82,9 +88,12 @@ fn go_switch(arg: clap::Arg) -> clap::Arg {
     }
 }
 
-fn execute(command: Command) -> ExitCode {
+fn execute(command: Command, args: Vec<OsString>) -> ExitCode {
     let result = match command {
-        Command::Mount(args) => mount::run(args),
+        // The daemon reads the words again.
+        Command::Mount(parsed) => mount::launch(&parsed, args),
+        Command::Daemon(args) => mount::run(args),
+        Command::Reload(args) => reload::run(args),
         Command::Run(args) => run::run(args),
         Command::Export(args) => export::run(args),
         Command::Import(args) => import::run(args),
@@ -112,7 +121,11 @@ fn refuse(error: &clap::Error, command: &str) -> ExitCode {
         _ => {
             let text = error.render().to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
-            let code = if command == "mount" { USAGE } else { error::FAILURE };
+            let code = if matches!(command, "mount" | "daemon") {
+                USAGE
+            } else {
+                error::FAILURE
+            };
             CommandError::new(text).code(code).report()
         }
     }

@@ -1,10 +1,12 @@
-//! `litefs mount`: the daemon.
+//! `litefs mount`: the launcher, and the daemon that it starts.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::error::{CommandError, Result, USAGE};
 use crate::config::{self, Config, ConfigError};
+use crate::launcher::Link;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -34,7 +36,34 @@ pub(super) struct Args {
     command: Vec<String>,
 }
 
-pub(super) fn run(args: Args) -> Result<ExitCode> {
+/// What the launcher starts.
+#[derive(Debug, clap::Args)]
+pub(super) struct DaemonArgs {
+    /// Number of the descriptor by which the launcher is reached.
+    #[arg(long, value_name = "FD")]
+    launcher: i32,
+    #[command(flatten)]
+    mount: Args,
+}
+
+/// Becomes the launcher, which starts the daemon with the same words: `args` with the program's name.
+pub(super) fn launch(parsed: &Args, args: Vec<OsString>) -> Result<ExitCode> {
+    refuse_command(parsed)?;
+    let words = args.into_iter().skip(2).collect();
+    crate::launcher::run(words).map_err(|error| {
+        CommandError::new(format!("cannot start the daemon: {error}"))
+            .hint("the system is short of something: check limits on processes, files and memory")
+    })
+}
+
+/// The daemon.
+pub(super) fn run(args: DaemonArgs) -> Result<ExitCode> {
+    let DaemonArgs {
+        launcher,
+        mount: args,
+    } = args;
+    let link = Link::from_number(launcher)
+        .map_err(|_| CommandError::new("this subcommand is started by `litefs mount` only").code(USAGE))?;
     let (path, config) = configuration(&args)?;
     println!("config file read from {}", path.display());
     println!("{}", super::version::line());
@@ -42,6 +71,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     let options = crate::node::Options {
         config,
         skip_unmount: args.skip_unmount,
+        link,
     };
     crate::node::run(options).map_err(|error| CommandError::new(error.to_string()).hint(error.hint()))
 }

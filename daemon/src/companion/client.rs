@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use engine::{CheckpointMode, CheckpointResult};
 
-use super::DataLock;
-use super::helper::{Helper, Part};
+use super::keeper::Keeper;
+use super::opener_link::OpenerLink;
 use super::protocol::{Checkpoint, Fence, Outcome, Task};
+use super::worker::Worker;
 
 /// An open on the mount is answered by our own serving threads; longer means that something is badly stuck.
 const OPEN_PATIENCE: Duration = Duration::from_secs(10);
@@ -20,50 +21,60 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 const BUSY: Duration = Duration::from_secs(2);
 /// A checkpoint or rollback of a large database takes its time.
 const JOB_PATIENCE: Duration = Duration::from_secs(600);
+/// What needs no request to the mount is answered at once.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
-#[derive(Debug)]
-pub struct CompanionOptions {
-    /// The `litefs` binary.
-    pub program: PathBuf,
-}
-
-impl Default for CompanionOptions {
-    fn default() -> Self {
-        CompanionOptions {
-            program: PathBuf::from("/proc/self/exe"),
-        }
-    }
-}
-
-/// The two companion processes.
+/// Opener and worker.
 pub struct Companion {
-    opener: Arc<Helper>,
-    worker: Helper,
+    opener: Arc<OpenerLink>,
+    worker: Worker,
     next_id: AtomicU64,
 }
 
 impl Companion {
-    /// Starts both processes; to be called before the mount exists. The opener shares `lock` and keeps it beyond the daemon's sudden death
-    /// until no client can commit on the dead mount any more.
-    pub fn start(lock: &DataLock, options: &CompanionOptions) -> io::Result<Arc<Companion>> {
-        let shared = lock.as_fd().try_clone_to_owned()?;
+    /// Reaches the opener through the keeper, and starts a worker; before the mount is served. `program`: the `litefs` binary.
+    pub fn start(keeper: &Arc<Keeper>, program: &Path) -> io::Result<Arc<Companion>> {
         Ok(Arc::new(Companion {
-            opener: Arc::new(Helper::start(Part::Opener, &options.program, Some(shared))?),
-            worker: Helper::start(Part::Worker, &options.program, None)?,
+            opener: OpenerLink::connect(keeper.clone())?,
+            worker: Worker::start(program)?,
             next_id: AtomicU64::new(1),
         }))
     }
 
-    /// Whether a request comes from the opener. It has one thread, so the kernel's process number is the process's.
-    pub(crate) fn is_opener(&self, pid: u32) -> bool {
-        self.opener.is_process(pid)
+    /// Whether a request comes from the opener, on the daemon's behalf.
+    pub(crate) fn is_opener(&self, thread: u32) -> bool {
+        self.opener.is_thread(thread)
     }
 
-    /// Ends both processes in good order; after the engine was closed, before the mount is detached.
-    pub fn stop(&self) {
+    /// Files of the mount that the opener kept for an earlier daemon, by path. Asks nothing of the mount.
+    pub(crate) fn inherit(&self) -> io::Result<Vec<(PathBuf, OpenedFile)>> {
+        let (mut inherited, mut after) = (Vec::new(), 0);
+        loop {
+            let id = self.id();
+            let answer = self.opener.ask(id, &Task::Inherit { after }, ANSWER_PATIENCE)?;
+            let (Outcome::Kept { path, inode, fence }, Some(descriptor)) = answer else {
+                return Ok(inherited);
+            };
+            after = inode;
+            let opened = self.opened(id, descriptor, inode, fence, &path);
+            inherited.push((path, opened));
+        }
+    }
+
+    /// What the opener kept for an earlier daemon, and this one did not ask for again, can go.
+    pub fn settled(&self) {
+        self.opener.tell(&Task::Settled);
+    }
+
+    /// Looks whether the opener is there, and has another one started if not.
+    pub fn revive(&self) {
+        self.opener.revive();
+    }
+
+    /// Ends the worker, which has files of the mount open now and then.
+    pub fn stop_worker(&self) {
         self.worker.stop(STOP_PATIENCE);
-        self.opener.stop(STOP_PATIENCE);
     }
 
     pub(crate) fn open_database(&self, path: &Path) -> io::Result<OpenedFile> {
@@ -75,7 +86,7 @@ impl Companion {
         self.open(path, true, Fence::Shm)
     }
 
-    /// Opens the wal-index of a client, for the guardian's sake.
+    /// Opens the wal-index of a client, so that it can be fenced when nobody serves the mount.
     pub(crate) fn open_existing_shm(&self, path: &Path) -> io::Result<OpenedFile> {
         self.open(path, false, Fence::Shm)
     }
@@ -88,17 +99,25 @@ impl Companion {
             fence,
         };
         let answer = self.opener.ask(id, &task, OPEN_PATIENCE).inspect_err(|_| {
-            // Should it still be opened, the guardian must not keep it.
-            close_in_opener(&self.opener, id);
+            // Should it still be opened, it must not be kept.
+            self.opener.close(id);
         });
         match answer? {
-            (Outcome::Opened { inode }, Some(descriptor)) => Ok(OpenedFile {
-                file: File::from(descriptor),
-                inode,
-                id,
-                opener: self.opener.clone(),
-            }),
+            (Outcome::Opened { inode }, Some(descriptor)) => {
+                Ok(self.opened(id, descriptor, inode, fence, path))
+            }
             (outcome, _) => Err(unexpected(outcome, path)),
+        }
+    }
+
+    fn opened(&self, id: u64, descriptor: OwnedFd, inode: u64, fence: Fence, path: &Path) -> OpenedFile {
+        let file = Arc::new(File::from(descriptor));
+        self.opener.keep(id, &file, inode, fence, path.to_owned());
+        OpenedFile {
+            file,
+            inode,
+            id,
+            opener: self.opener.clone(),
         }
     }
 
@@ -147,28 +166,21 @@ impl Companion {
 
 impl Drop for Companion {
     fn drop(&mut self) {
-        self.stop();
+        self.stop_worker();
     }
 }
 
 /// A file of the mount that the opener opened for us. Used for locking only: any read or write would be a request to ourselves.
 pub(crate) struct OpenedFile {
-    pub(crate) file: File,
+    pub(crate) file: Arc<File>,
     pub(crate) inode: u64,
     id: u64,
-    opener: Arc<Helper>,
+    opener: Arc<OpenerLink>,
 }
 
 impl Drop for OpenedFile {
     fn drop(&mut self) {
-        close_in_opener(&self.opener, self.id);
-    }
-}
-
-/// The opener's duplicate would keep our locks alive.
-fn close_in_opener(opener: &Helper, id: u64) {
-    if let Err(error) = opener.tell(0, Task::Close { ids: vec![id] }) {
-        tracing::debug!(%error, "close a file in the opener");
+        self.opener.close(self.id);
     }
 }
 

@@ -21,16 +21,14 @@ pub(crate) fn unlock(fd: BorrowedFd<'_>, start: u64, len: u64) -> io::Result<()>
     fcntl(fd, libc::F_OFD_SETLK, &mut region(libc::F_UNLCK, start, len))
 }
 
-/// Whether somebody else holds an exclusive lock anywhere in the file.
-pub(crate) fn is_write_locked(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut lock = region(libc::F_RDLCK, 0, 0);
-    fcntl(fd, libc::F_OFD_GETLK, &mut lock)?;
-    Ok(i32::from(lock.l_type) != libc::F_UNLCK)
-}
-
-/// Whether somebody else holds a lock of any kind on one byte.
-pub(crate) fn is_locked(fd: BorrowedFd<'_>, start: u64) -> io::Result<bool> {
-    let mut lock = region(libc::F_WRLCK, start, 1);
+/// Whether somebody else holds a lock of any kind, or an exclusive one only, in a part of the file. `len` 0: to its end and beyond.
+pub(crate) fn is_locked(fd: BorrowedFd<'_>, start: u64, len: u64, exclusive_only: bool) -> io::Result<bool> {
+    let kind = if exclusive_only {
+        libc::F_RDLCK
+    } else {
+        libc::F_WRLCK
+    };
+    let mut lock = region(kind, start, len);
     fcntl(fd, libc::F_OFD_GETLK, &mut lock)?;
     Ok(i32::from(lock.l_type) != libc::F_UNLCK)
 }
@@ -75,13 +73,14 @@ mod tests {
         assert!(try_lock(one.as_fd(), 120, 1, true).unwrap());
         assert!(!try_lock(other.as_fd(), 120, 1, false).unwrap());
         assert!(try_lock(other.as_fd(), 121, 1, true).unwrap());
-        assert!(is_write_locked(one.as_fd()).unwrap());
+        let write_locked = |file: &File| is_locked(file.as_fd(), 0, 0, true).unwrap();
+        assert!(write_locked(&one));
         unlock(other.as_fd(), 121, 1).unwrap();
+        assert!(!write_locked(&one), "one's own lock does not count");
+        assert!(write_locked(&other));
         assert!(
-            !is_write_locked(one.as_fd()).unwrap(),
-            "one's own lock does not count"
+            is_locked(other.as_fd(), 120, 1, false).unwrap()
+                && !is_locked(other.as_fd(), 121, 1, false).unwrap()
         );
-        assert!(is_write_locked(other.as_fd()).unwrap());
-        assert!(is_locked(other.as_fd(), 120).unwrap() && !is_locked(other.as_fd(), 121).unwrap());
     }
 }

@@ -1,15 +1,13 @@
 //! The main functions of the companion processes.
 //!
-//! Descriptor 0 is the socket to the daemon, descriptor 1 (opener only) the open lock file of the data directory. Both ignore the signals by
-//! which an operator stops the daemon: a stopping daemon still needs them, and they follow it when the socket closes.
+//! Descriptor 0 is a socket: to the daemon (worker, keeper) or to the keeper (opener); descriptor 1 of the keeper is the locked file of the
+//! data directory. All ignore the signals by which an operator stops the daemon: a stopping daemon still needs them, and they end with
+//! their socket, or when nobody needs them.
 
-use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -17,9 +15,8 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigHandler, Signal, signal};
 
-use super::guardian::{self, Kept};
-use super::protocol::{self, Outcome, Reply, Request, Task};
-use super::{helper::Part, job};
+use super::protocol::{Outcome, Reply, Request, Task};
+use super::{job, keeper, opener, wire};
 
 /// Name of the hidden subcommand.
 pub const SUBCOMMAND: &str = "companion";
@@ -33,10 +30,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     if args.next()? != SUBCOMMAND {
         return None;
     }
-    let part = args.next().and_then(|name| Part::from_name(name.to_str()?));
-    let result = match part {
-        Some(part) => serve(part),
-        None => Err(io::Error::other("this subcommand is started by the daemon only")),
+    let part = args.next();
+    let result = match part.as_ref().and_then(|part| part.to_str()) {
+        Some("keeper") => run_as(Part::Keeper),
+        Some("opener") => run_as(Part::Opener),
+        Some("worker") => run_as(Part::Worker),
+        Some(_) | None => Err(io::Error::other("this subcommand is started by the daemon only")),
     };
     Some(match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -47,81 +46,37 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     })
 }
 
-fn serve(part: Part) -> io::Result<()> {
+enum Part {
+    Keeper,
+    Opener,
+    Worker,
+}
+
+fn run_as(part: Part) -> io::Result<()> {
     for stop in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
         // SAFETY: ignoring a signal installs no handler.
         unsafe { signal(stop, SigHandler::SigIgn) }?;
     }
     std::env::set_current_dir("/")?;
+    // Keeper and opener keep files for all databases.
+    crate::fuse::raise_descriptor_limit();
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     match part {
-        Part::Opener => {
+        Part::Keeper => {
             let lock = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-            // Nothing printed may end up in the lock file, and it must be closed when its time has come.
+            // Nothing printed may end up in the lock file.
             nix::unistd::dup2_stdout(io::stderr())?;
-            opener(&socket, lock)
+            let nowhere = File::open("/dev/null")?;
+            // The daemon's end must be the only other one.
+            nix::unistd::dup2_stdin(nowhere)?;
+            keeper::process::run(socket, lock)
+        }
+        Part::Opener => {
+            nix::unistd::dup2_stdin(File::open("/dev/null")?)?;
+            opener::run(socket)
         }
         Part::Worker => worker(socket),
     }
-}
-
-fn opener(socket: &OwnedFd, lock: File) -> io::Result<()> {
-    let mut kept: HashMap<u64, Kept> = HashMap::new();
-    while let Some((request, _)) = protocol::receive::<Request>(socket)? {
-        match request.task {
-            Task::Open { path, create, fence } => match open(&path, create) {
-                Ok((file, inode)) => {
-                    let reply = Reply {
-                        id: request.id,
-                        outcome: Outcome::Opened { inode },
-                    };
-                    protocol::send(socket, &reply, Some(file.as_fd()))?;
-                    kept.insert(
-                        request.id,
-                        Kept {
-                            file,
-                            inode,
-                            fence,
-                            path,
-                        },
-                    );
-                }
-                Err(error) => {
-                    let reply = Reply {
-                        id: request.id,
-                        outcome: Outcome::failed(&error),
-                    };
-                    protocol::send(socket, &reply, None)?;
-                }
-            },
-            Task::Close { ids } => kept.retain(|id, _| !ids.contains(id)),
-            Task::Goodbye => return Ok(()),
-            Task::Checkpoint { .. } | Task::Recover { .. } => {
-                let outcome = Outcome::failed(&io::ErrorKind::Unsupported.into());
-                protocol::send(
-                    socket,
-                    &Reply {
-                        id: request.id,
-                        outcome,
-                    },
-                    None,
-                )?;
-            }
-        }
-    }
-    guardian::guard(kept.into_values().collect(), lock);
-    Ok(())
-}
-
-fn open(path: &Path, create: bool) -> io::Result<(File, u64)> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(create)
-        .truncate(false)
-        .open(path)?;
-    let inode = file.metadata()?.ino();
-    Ok((file, inode))
 }
 
 fn worker(socket: OwnedFd) -> io::Result<()> {
@@ -141,13 +96,13 @@ fn worker(socket: OwnedFd) -> io::Result<()> {
                     id: request.id,
                     outcome: work(&request.task),
                 };
-                if protocol::send(&*socket, &reply, None).is_err() {
+                if wire::send(&*socket, &reply, &[]).is_err() {
                     return;
                 }
             }
         })?;
     }
-    while let Some((request, _)) = protocol::receive::<Request>(&*socket)? {
+    while let Some((request, _)) = wire::receive::<Request>(&*socket)? {
         if matches!(request.task, Task::Goodbye) || jobs.send(request).is_err() {
             break;
         }
@@ -162,8 +117,12 @@ fn work(task: &Task) -> Outcome {
             job::checkpoint(path, *mode, Duration::from_millis(*busy_ms))
         }
         Task::Recover { path, busy_ms } => job::recover(path, Duration::from_millis(*busy_ms)),
-        Task::Open { .. } | Task::Close { .. } | Task::Goodbye => {
-            Outcome::failed(&io::ErrorKind::Unsupported.into())
-        }
+        Task::Open { .. }
+        | Task::Keep { .. }
+        | Task::Inherit { .. }
+        | Task::Close { .. }
+        | Task::Settled
+        | Task::Control
+        | Task::Goodbye => Outcome::failed(&io::ErrorKind::Unsupported.into()),
     }
 }

@@ -61,6 +61,8 @@ section! {
         pub debug: bool = false,
         /// Ours: whether the kernel serves `-wal` and `-shm` without asking the daemon.
         pub passthrough: Passthrough = Passthrough::Auto,
+        /// Ours: how long clients wait for the next daemon when one dies, before they get errors for good.
+        pub takeover_timeout: GoDuration = seconds(30),
     }
 }
 

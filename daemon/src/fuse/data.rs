@@ -8,11 +8,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use engine::{DbName, Side};
-use fuser::{BackingId, FileAttr, FopenFlags};
+use fuser::{FileAttr, FopenFlags};
 use nix::errno::Errno as Os;
 use nix::fcntl::OFlag;
 
@@ -20,7 +19,7 @@ use super::attr;
 use super::backing::{self, Moment, Ownership};
 use super::edge::Edge;
 use super::errno::{Answer, Errno};
-use super::handle::{Handle, OpenFile, OpenVirtual};
+use super::handle::{Handle, OpenFile, OpenVirtual, Opening};
 use super::node::{Admission, Node, Part, Transfer};
 use super::tree::Caller;
 use super::virtual_files::VirtualFiles;
@@ -32,7 +31,8 @@ pub(crate) const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 pub(crate) struct Opened {
     pub(crate) number: u64,
     pub(crate) flags: FopenFlags,
-    pub(crate) backing: Option<Arc<BackingId>>,
+    /// The kernel's number for the file that it reads and writes itself.
+    pub(crate) backing: Option<u32>,
 }
 
 /// A file that was created and opened.
@@ -53,22 +53,16 @@ pub(crate) struct Changes {
 }
 
 impl Edge {
-    /// Opens an inode. `register` asks the kernel for a backing id of the opened file.
-    pub(crate) fn open(
-        &self,
-        id: u64,
-        flags: i32,
-        caller: Caller,
-        register: impl FnOnce(&File) -> io::Result<BackingId>,
-    ) -> Answer<Opened> {
+    /// Opens an inode.
+    pub(crate) fn open(&self, id: u64, flags: i32, caller: Caller) -> Answer<Opened> {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
         if VirtualFiles::is_virtual(id) {
-            return self.open_virtual(id, write);
+            return self.open_virtual(id, write, caller);
         }
         self.check_descriptors()?;
         let node = self.node(id)?;
         let file = self.open_backing_file(&node, write)?;
-        self.admit(node, file, write, false, caller, register)
+        self.admit(node, file, write, false, caller)
     }
 
     /// Opens the backing file with at least the client's access. The kernel has checked the client's permission; a file that the client
@@ -102,14 +96,16 @@ impl Edge {
         (mode, umask): (u32, u32),
         flags: i32,
         caller: Caller,
-        register: impl FnOnce(&File) -> io::Result<BackingId>,
+        again: bool,
     ) -> Answer<Created> {
         self.check_descriptors()?;
         let dir = self.node(parent)?;
+        // What is there when the request comes again, the process that died has made: nobody else could in between.
+        let flags = if again { flags & !libc::O_EXCL } else { flags };
         let created = self.make(&dir, name, caller, caller.owns(mode, umask), flags)?;
         let (node, stat) = self.enter(&dir, name)?;
         if !node.is_regular() {
-            self.table.forget(node.id(), 1);
+            self.forget(node.id(), 1);
             // The kernel looks the name up again and follows what it finds.
             return Err(Errno::ESTALE);
         }
@@ -120,12 +116,12 @@ impl Edge {
             Some(file) => file,
             None => self
                 .open_backing_file(&node, write)
-                .inspect_err(|_| self.table.forget(node.id(), 1))?,
+                .inspect_err(|_| self.forget(node.id(), 1))?,
         };
         let (id, ttl) = (node.id(), self.ttl(&node));
         let opened = self
-            .admit(node, file, write, born, caller, register)
-            .inspect_err(|_| self.table.forget(id, 1))?;
+            .admit(node, file, write, born, caller)
+            .inspect_err(|_| self.forget(id, 1))?;
         Ok(Created { attr, ttl, opened })
     }
 
@@ -186,7 +182,6 @@ impl Edge {
         writable: bool,
         born: bool,
         caller: Caller,
-        register: impl FnOnce(&File) -> io::Result<BackingId>,
     ) -> Answer<Opened> {
         let part = node.part();
         let Admission {
@@ -194,7 +189,7 @@ impl Edge {
             backing,
             keep_cache,
         } = node
-            .open_handle(self.transfer(part.as_ref()), born, || register(&file))
+            .open_handle(self.transfer(part.as_ref()), born, || self.connection.back(&file))
             // The kernel looks the name up again.
             .ok_or(Errno::ESTALE)?;
         let side = part.as_ref().map(|(_, side)| *side);
@@ -217,34 +212,30 @@ impl Edge {
         if keep_cache {
             flags |= FopenFlags::FOPEN_KEEP_CACHE;
         }
-        // A raw writer of a main file learns from `close` that its bytes are a transaction; nobody else waits for FLUSH.
-        let waits = writable && side == Some(Side::Database) && !is_opener;
-        if !waits {
-            flags |= FopenFlags::FOPEN_NOFLUSH;
-        }
-        let handle = OpenFile {
-            node,
-            file,
-            writable,
-            wrote: AtomicBool::new(false),
+        // Nothing waits for FLUSH: a close, also the one that a fork or exec implies, must not wait for a daemon that the same process may be
+        // about to start. Raw writes become a transaction when the handle is released.
+        flags |= FopenFlags::FOPEN_NOFLUSH;
+        let opening = Opening {
+            process: caller.pid,
+            ours: is_opener,
         };
         Ok(Opened {
-            number: self.handles.insert(Handle::File(handle)),
+            number: self.handles.insert_file(node, file, writable, &opening),
             flags,
             backing,
         })
     }
 
-    fn open_virtual(&self, id: u64, write: bool) -> Answer<Opened> {
+    fn open_virtual(&self, id: u64, write: bool, caller: Caller) -> Answer<Opened> {
         let file = self.virtual_files.get(id).ok_or(Errno::ESTALE)?;
         file.check_open(&self.store, write)?;
-        let handle = OpenVirtual {
-            file,
-            text: Default::default(),
-        };
         let flags = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
+        let opening = Opening {
+            process: caller.pid,
+            ours: false,
+        };
         Ok(Opened {
-            number: self.handles.insert(Handle::Virtual(handle)),
+            number: self.handles.insert_virtual(file, id, &opening),
             flags,
             backing: None,
         })
@@ -256,7 +247,7 @@ impl Edge {
 
     pub(crate) fn read(&self, number: u64, offset: u64, buffer: &mut [u8]) -> Answer<usize> {
         match &*self.handle(number)? {
-            Handle::File(open) => Ok(backing::read_full(&open.file, offset, buffer)?),
+            Handle::File(open) => Ok(backing::read_full(open.file(), offset, buffer)?),
             Handle::Virtual(open) => self.read_virtual(open, offset, buffer),
         }
     }
@@ -289,18 +280,18 @@ impl Edge {
         }
         match self.route(&open.node) {
             Some((database, Side::Database)) => {
-                open.wrote.store(true, Ordering::Relaxed);
+                open.note_write();
                 database
-                    .write_database(&open.file, offset, data)
+                    .write_database(open.file(), offset, data)
                     .map_err(|error| self.refused(error))?;
             }
             Some((database, Side::Wal)) => database
-                .write_wal(&open.file, offset, data)
+                .write_wal(open.file(), offset, data)
                 .map_err(|error| self.refused(error))?,
             Some((database, Side::Journal)) => database
-                .write_journal(&open.file, offset, data)
+                .write_journal(open.file(), offset, data)
                 .map_err(|error| self.refused(error))?,
-            Some((_, Side::Shm)) => open.file.write_all_at(data, offset)?,
+            Some((_, Side::Shm)) => open.file().write_all_at(data, offset)?,
             None => {
                 self.write_ordinary(open, offset, data)?;
                 if drop_privileges {
@@ -312,7 +303,7 @@ impl Edge {
     }
 
     fn write_ordinary(&self, open: &OpenFile, offset: u64, data: &[u8]) -> Answer<()> {
-        open.wrote.store(true, Ordering::Relaxed);
+        open.note_write();
         let part = open.node.part();
         if let Some((name, Side::Database)) = &part
             && offset == 0
@@ -322,10 +313,10 @@ impl Edge {
                 Err(engine::Error::ReadOnly(name)) => return Err(self.refuse_new_database(&name)),
                 attached => attached?,
             };
-            database.write_database(&open.file, offset, data)?;
+            database.write_database(open.file(), offset, data)?;
             return Ok(());
         }
-        Ok(open.file.write_all_at(data, offset)?)
+        Ok(open.file().write_all_at(data, offset)?)
     }
 
     pub(crate) fn fsync(&self, number: u64, datasync: bool) -> Answer<()> {
@@ -334,10 +325,10 @@ impl Edge {
             return Ok(());
         };
         match self.route(&open.node) {
-            Some((database, Side::Database)) => database.sync_database(&open.file, datasync)?,
-            Some((database, Side::Wal)) => database.sync_wal(&open.file, datasync)?,
-            Some((database, Side::Journal)) => database.sync_journal(&open.file, datasync)?,
-            Some((_, Side::Shm)) | None => sync(&open.file, datasync)?,
+            Some((database, Side::Database)) => database.sync_database(open.file(), datasync)?,
+            Some((database, Side::Wal)) => database.sync_wal(open.file(), datasync)?,
+            Some((database, Side::Journal)) => database.sync_journal(open.file(), datasync)?,
+            Some((_, Side::Shm)) | None => sync(open.file(), datasync)?,
         }
         Ok(())
     }
@@ -370,7 +361,7 @@ impl Edge {
 
     /// What was written outside any transaction of SQLite becomes one now, or makes an ordinary file a database.
     fn settle_writes(&self, open: &OpenFile, last: bool) -> Answer<()> {
-        let wrote = open.wrote.swap(false, Ordering::Relaxed);
+        let wrote = open.take_wrote();
         match self.route(&open.node) {
             Some((database, Side::Database)) if wrote || (last && open.writable) => {
                 database.close_database();
@@ -436,8 +427,8 @@ impl Edge {
         let opened;
         let file = match handle.as_deref() {
             Some(Handle::File(open)) if open.writable => {
-                open.wrote.store(true, Ordering::Relaxed);
-                &open.file
+                open.note_write();
+                open.file()
             }
             Some(_) | None => {
                 opened = self.open_backing_file(node, true)?;
@@ -461,7 +452,8 @@ impl Edge {
                 .truncate_journal(file, size)
                 // It may be truncated all the same, and the kernel believes that it is not.
                 .inspect_err(|_| self.store.forget_side_file(database.name(), Side::Journal))?,
-            Some((_, Side::Shm)) | None => file.set_len(size)?,
+            Some((database, Side::Shm)) => database.truncate_shm(file, size)?,
+            None => file.set_len(size)?,
         }
         Ok(())
     }

@@ -51,8 +51,8 @@ impl Descriptors {
     }
 }
 
-/// The limit in force afterwards.
-fn raise() -> u64 {
+/// Raises the limit of this process as far as the system lets it. The limit in force afterwards.
+pub(crate) fn raise() -> u64 {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
         let most = fs::read_to_string("/proc/sys/fs/nr_open")
             .ok()

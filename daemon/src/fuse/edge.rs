@@ -2,15 +2,16 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use engine::{Coherence, Database, DbName, Side, Store};
+use parking_lot::Mutex;
 
+use super::connection::Connection;
 use super::descriptors::Descriptors;
 use super::errno::{Answer, Errno};
-use super::handle::Handles;
+use super::handle::{Handle, Handles};
 use super::node::{self, Node, NodeTable, Part, Transfer};
 use super::presence::Presence;
 use super::refusals::Refusals;
@@ -18,8 +19,11 @@ use super::requests::{FileKind, Op, Requests};
 use super::shm_keeper::ShmKeeper;
 use super::virtual_files::{self, VirtualFiles};
 use super::wal_watch::WalWatch;
-use crate::companion::Companion;
+use crate::companion::{Companion, Keeper};
+use crate::ledger::{Ledger, Past};
 
+/// `FUSE_UNIQUE_RESEND` of the kernel's `linux/fuse.h`: the request was delivered to another process before.
+const RESENT: u64 = 1 << 63;
 /// Lifetime of names and attributes in the kernel. What the daemon changes itself it invalidates itself.
 pub(crate) const TTL: Duration = Duration::from_secs(3600);
 
@@ -37,10 +41,15 @@ pub(crate) struct Edge {
     pub(crate) started: SystemTime,
     /// Its opener opens files for the daemon: closing such a file waits for nothing.
     pub(crate) companion: Arc<Companion>,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) connection: Arc<Connection>,
+    /// How far requests had got that an earlier daemon did not answer; they come again.
+    pub(crate) past: Mutex<Vec<Past>>,
     pub(crate) coherence: OnceLock<Coherence>,
     pub(crate) descriptors: Descriptors,
     /// Wanted by the operator; whether it is possible is known only after the handshake.
-    pub(crate) want_passthrough: AtomicBool,
+    pub(crate) wants_passthrough: bool,
     /// 2 where the backing file system is itself stacked (overlayfs).
     pub(crate) stack_depth: u32,
 }
@@ -50,8 +59,57 @@ impl Edge {
         *self.coherence.get().unwrap_or(&Coherence::Intercepted)
     }
 
-    pub(crate) fn wants_passthrough(&self) -> bool {
-        self.want_passthrough.load(Ordering::Relaxed)
+    /// Begins a request that makes the kernel know something new, or changes names. Returns whether it comes again: a daemon that died had
+    /// read it, and has done all of it, a part or nothing. What it made the ledger say the kernel has never heard of, and is taken back.
+    pub(crate) fn begin(&self, unique: u64) -> bool {
+        let again = unique & RESENT != 0;
+        let unique = unique & !RESENT;
+        if again {
+            let mut past = self.past.lock();
+            let found = past.iter().position(|past| past.unique == unique);
+            let found = found.map(|index| past.swap_remove(index));
+            drop(past);
+            if let Some(past) = found {
+                tracing::debug!(?past, "a request comes again");
+                self.take_back(&past);
+            }
+        }
+        self.ledger.begin_request(unique);
+        again
+    }
+
+    fn take_back(&self, past: &Past) {
+        if let Some(handle) = self.handles.remove(past.handle)
+            && let Handle::File(open) = &*handle
+        {
+            open.node.close_handle();
+        }
+        if past.entered != 0 {
+            self.forget(past.entered, 1);
+        }
+    }
+
+    /// The kernel has forgotten so many lookups of an inode.
+    pub(crate) fn forget(&self, id: u64, lookups: u64) {
+        if let Some(gone) = self.table.forget(id, lookups)
+            && gone.is_kept()
+        {
+            self.keeper.forget_node(id);
+        }
+    }
+
+    /// An inode is about to lose its last name, or has just lost it: the next daemon could not find it by name.
+    pub(crate) fn loses_name(&self, node: &Node) {
+        if node.loses_name() {
+            self.keep(node);
+        }
+    }
+
+    /// Gives the keeper a descriptor of an inode without a name that a client has open.
+    pub(crate) fn keep(&self, node: &Node) {
+        if let Err(error) = self.keeper.keep_node(node.id(), node.fd()) {
+            tracing::debug!(%error, "a file without a name would not outlive the daemon");
+        }
     }
 
     pub(crate) fn count(&self, op: Op, kind: FileKind) {

@@ -38,6 +38,8 @@ pub(crate) struct MountKernel {
     notices: Notices,
     /// Lock files that the engine still holds, to be handed out again while the files are the same.
     locks: Mutex<HashMap<DbName, Weak<MountLocks>>>,
+    /// Lock files of an earlier daemon, which the engine has not asked for yet.
+    inherited: Mutex<HashMap<DbName, Arc<MountLocks>>>,
 }
 
 impl MountKernel {
@@ -53,6 +55,46 @@ impl MountKernel {
             companion,
             path,
             locks: Mutex::default(),
+            inherited: Mutex::default(),
+        }
+    }
+
+    /// Takes over what the opener kept for an earlier daemon.
+    pub(crate) fn inherit_locks(&self) -> io::Result<()> {
+        let mut inherited = self.inherited.lock();
+        for (path, opened) in self.companion.inherit()? {
+            let relative = path.strip_prefix(&self.path).ok();
+            let part = relative.and_then(|path| self.edge.classify(path.as_os_str().as_bytes()));
+            let Some((db, side)) = part else { continue };
+            let current = inode_at(&db.file_in(&self.edge.files_dir, side));
+            if current != Some(opened.inode) {
+                continue;
+            }
+            let locks = inherited
+                .entry(db.clone())
+                .or_insert_with(|| Arc::new(self.new_locks(&db)));
+            let place = match side {
+                Side::Database => &locks.database,
+                Side::Shm => &locks.shm,
+                Side::Journal | Side::Wal => continue,
+            };
+            // One description an inode, and the inode is the current one.
+            let _ = place.set(opened);
+        }
+        Ok(())
+    }
+
+    fn new_locks(&self, db: &DbName) -> MountLocks {
+        MountLocks {
+            companion: self.companion.clone(),
+            store: self.edge.store.clone(),
+            db: db.clone(),
+            path: db.file_in(&self.path, Side::Database),
+            backing: db.file_in(&self.edge.files_dir, Side::Database),
+            database: OnceLock::new(),
+            shm_path: db.file_in(&self.path, Side::Shm),
+            shm_backing: db.file_in(&self.edge.files_dir, Side::Shm),
+            shm: OnceLock::new(),
         }
     }
 
@@ -86,27 +128,23 @@ impl Kernel for MountKernel {
 
     fn open_locks(&self, db: &DbName) -> io::Result<Arc<dyn LockFiles>> {
         let known = self.locks.lock().get(db).and_then(Weak::upgrade);
-        let inode = inode_at(&db.file_in(&self.edge.files_dir, Side::Database));
-        if let Some(locks) =
-            known.filter(|locks| Some(locks.database.inode) == inode && locks.shm_is_current())
-        {
+        if let Some(locks) = known.filter(|locks| locks.are_current()) {
+            locks.file(Side::Database)?;
             return Ok(locks);
         }
         refuse_on_serving_thread("open_locks")?;
-        let database = self
-            .companion
-            .open_database(&db.file_in(&self.path, Side::Database))?;
-        let locks = Arc::new(MountLocks {
-            companion: self.companion.clone(),
-            store: self.edge.store.clone(),
-            db: db.clone(),
-            database,
-            shm_path: db.file_in(&self.path, Side::Shm),
-            shm_backing: db.file_in(&self.edge.files_dir, Side::Shm),
-            shm: OnceLock::new(),
-        });
+        let locks = Arc::new(self.new_locks(db));
+        locks.file(Side::Database)?;
         self.locks.lock().insert(db.clone(), Arc::downgrade(&locks));
         Ok(locks)
+    }
+
+    fn kept_locks(&self, db: &DbName) -> io::Result<Option<Arc<dyn LockFiles>>> {
+        let Some(locks) = self.inherited.lock().remove(db) else {
+            return Ok(None);
+        };
+        self.locks.lock().insert(db.clone(), Arc::downgrade(&locks));
+        Ok(Some(locks))
     }
 
     fn store(&self, db: &DbName, side: Side, offset: u64, data: &[u8]) {
@@ -142,6 +180,13 @@ impl Kernel for MountKernel {
     }
 
     fn invalidate_entry(&self, db: &DbName, side: Side) {
+        for node in self.edge.table.by_part(db, side) {
+            if node.lost_its_name() {
+                // The engine removed it, without a request.
+                self.edge.loses_name(&node);
+                node.detach_name();
+            }
+        }
         let path = db.file(side);
         let (Some(parent), Some(name)) = (self.dir_id(&path), path.file_name()) else {
             return;
@@ -175,7 +220,9 @@ struct MountLocks {
     companion: Arc<Companion>,
     store: Arc<Store>,
     db: DbName,
-    database: OpenedFile,
+    path: PathBuf,
+    backing: PathBuf,
+    database: OnceLock<OpenedFile>,
     shm_path: PathBuf,
     shm_backing: PathBuf,
     shm: OnceLock<OpenedFile>,
@@ -183,17 +230,37 @@ struct MountLocks {
 
 impl MountLocks {
     fn file(&self, side: Side) -> io::Result<&File> {
-        match side {
-            Side::Database | Side::Journal | Side::Wal => Ok(&self.database.file),
-            Side::Shm => match self.shm.get() {
-                Some(shm) => Ok(&shm.file),
-                None => {
-                    refuse_on_serving_thread("open the wal-index")?;
-                    let shm = self.open_shm()?;
-                    Ok(&self.shm.get_or_init(|| shm).file)
-                }
-            },
+        let (place, operation) = match side {
+            Side::Database | Side::Journal | Side::Wal => (&self.database, "open the main file"),
+            Side::Shm => (&self.shm, "open the wal-index"),
+        };
+        if let Some(opened) = place.get() {
+            return Ok(&opened.file);
         }
+        refuse_on_serving_thread(operation)?;
+        let opened = match side {
+            Side::Database | Side::Journal | Side::Wal => self.companion.open_database(&self.path)?,
+            Side::Shm => self.open_shm()?,
+        };
+        Ok(&place.get_or_init(|| opened).file)
+    }
+
+    /// The file, to ask about locks of others. A thread that serves the mount can ask only what is open already.
+    fn file_to_ask(&self, side: Side) -> io::Result<&File> {
+        match self.open_file(side) {
+            Some(file) => Ok(file),
+            None if is_serving_thread() => Err(io::ErrorKind::WouldBlock.into()),
+            None => self.file(side),
+        }
+    }
+
+    /// The file if it is open: without having opened it nobody holds a lock of ours.
+    fn open_file(&self, side: Side) -> Option<&File> {
+        let place = match side {
+            Side::Database | Side::Journal | Side::Wal => &self.database,
+            Side::Shm => &self.shm,
+        };
+        place.get().map(|opened| &*opened.file)
     }
 
     /// A wal-index that the opener, who is root, made would keep other users out: one with the database's owner is made first. A
@@ -206,10 +273,14 @@ impl MountLocks {
         self.companion.open_shm(&self.shm_path)
     }
 
-    fn shm_is_current(&self) -> bool {
-        self.shm
-            .get()
-            .is_none_or(|shm| Some(shm.inode) == inode_at(&self.shm_backing))
+    /// Whether the files are still those that were opened.
+    fn are_current(&self) -> bool {
+        let current = |place: &OnceLock<OpenedFile>, backing: &Path| {
+            place
+                .get()
+                .is_none_or(|opened| Some(opened.inode) == inode_at(backing))
+        };
+        current(&self.database, &self.backing) && current(&self.shm, &self.shm_backing)
     }
 }
 
@@ -220,14 +291,25 @@ pub(crate) fn inode_at(path: &Path) -> Option<u64> {
 
 impl LockFiles for MountLocks {
     fn database_write_locked(&self) -> io::Result<bool> {
-        companion::is_write_locked(self.database.file.as_fd())
+        companion::is_locked(self.file_to_ask(Side::Database)?.as_fd(), 0, 0, true)
+    }
+
+    fn database_locked(&self) -> io::Result<bool> {
+        companion::is_locked(self.file_to_ask(Side::Database)?.as_fd(), 0, 0, false)
     }
 
     fn locked(&self, side: Side, start: u64) -> io::Result<bool> {
         if side == Side::Shm && self.shm.get().is_none() && !self.shm_backing.exists() {
             return Ok(false);
         }
-        companion::is_locked(self.file(side)?.as_fd(), start)
+        companion::is_locked(self.file_to_ask(side)?.as_fd(), start, 1, false)
+    }
+
+    fn write_locked(&self, side: Side, start: u64) -> io::Result<bool> {
+        if side == Side::Shm && self.shm.get().is_none() && !self.shm_backing.exists() {
+            return Ok(false);
+        }
+        companion::is_locked(self.file_to_ask(side)?.as_fd(), start, 1, true)
     }
 
     fn try_lock(&self, side: Side, start: u64, len: u64, exclusive: bool) -> io::Result<bool> {
@@ -235,7 +317,10 @@ impl LockFiles for MountLocks {
     }
 
     fn unlock(&self, side: Side, start: u64, len: u64) -> io::Result<()> {
-        companion::unlock(self.file(side)?.as_fd(), start, len)
+        match self.open_file(side) {
+            Some(file) => companion::unlock(file.as_fd(), start, len),
+            None => Ok(()),
+        }
     }
 
     fn read_shm(&self, buf: &mut [u8]) -> io::Result<usize> {

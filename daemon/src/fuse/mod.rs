@@ -5,12 +5,13 @@
 //! in mode D, the automatic fallback, every file goes through the page cache and every write is intercepted. On a replica, where the
 //! daemon appends to the WAL, each read of it is a request in either mode; a journal goes through the page cache.
 //!
-//! * [`Mount`]: attaching, serving, detaching; `mount`, `fusermount`: ways to a connection
+//! * [`Mount`]: attaching, serving, detaching; `mount`, `mount_tree`, `fusermount`: ways to a connection; `connection`: its first exchange;
+//!   `takeover`: going on with the connection of an earlier daemon
 //! * `serve`: decodes requests and replies; `tree` (names), `data` (files), `readdir`: carry them out; `edge`: the state and the rules
 //! * `node`: the inodes the kernel knows; `handle`: open files; `backing`: system calls on the backing tree
 //! * `virtual_files`, [`Presence`]: `.primary`, `.lag`, `NAME-pos`, `NAME-lock`
 //! * `kernel`: what the engine asks of the mount; `wal_watch`: the asynchronous trigger of capture;
-//!   `shm_keeper`: what the guardian needs
+//!   `shm_keeper`: what the opener needs to fence clients
 //! * `descriptors`: keeps clients with many open files from starving the engine
 //! * `newborn`: databases that a replica does not let come into being; `refusals`: tells of writes that a replica refuses
 //! * [`Requests`]: how often the kernel asked for what
@@ -20,6 +21,7 @@
 
 mod attr;
 mod backing;
+mod connection;
 mod data;
 mod descriptors;
 mod edge;
@@ -29,6 +31,7 @@ mod handle;
 mod kernel;
 mod mount;
 mod mount_beneath;
+mod mount_tree;
 mod newborn;
 mod node;
 mod presence;
@@ -38,11 +41,15 @@ mod requests;
 mod serve;
 mod session;
 mod shm_keeper;
+mod takeover;
 mod tree;
 mod virtual_files;
 mod wal_watch;
 
+pub(crate) use descriptors::raise as raise_descriptor_limit;
 pub use mount::{FSNAME, MountError, detach_stale};
 pub use presence::{Lag, Presence};
 pub use requests::{FileKind, Op, Requests, Snapshot};
-pub use session::{Mount, MountOptions, Passthrough};
+pub(crate) use takeover::{Pinned, pin};
+
+pub use session::{Beside, Holder, Mount, MountOptions, Passthrough};

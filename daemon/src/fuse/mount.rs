@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use super::fusermount;
 use super::mount_beneath::mount_beneath;
+use super::mount_tree;
 
 /// The source column of our mounts in the mount table; how a stale mount is recognised.
 pub const FSNAME: &str = "litefs";
@@ -51,6 +52,12 @@ pub enum MountError {
         "fuse.passthrough is on, but the kernel refuses it for {path} ({source}): it needs Linux 6.9 and CAP_SYS_ADMIN outside any user namespace; set fuse.passthrough to auto or off"
     )]
     NoPassthrough { path: PathBuf, source: io::Error },
+    #[error(
+        "the living mount was detached from {path} and cannot be attached again: its clients have to close their files first"
+    )]
+    Lost { path: PathBuf },
+    #[error("{path}: {source}")]
+    TakeOver { path: PathBuf, source: io::Error },
     #[error("fusermount3 refused to mount on {path}: {message}")]
     Fusermount { path: PathBuf, message: String },
     #[error("{operation} {path}: {source}")]
@@ -75,6 +82,36 @@ pub(crate) struct Detach {
     /// Device of the mount; proof that what is mounted there now is still ours.
     dev: u64,
     by_helper: bool,
+}
+
+/// Attaches the tree of a living mount at its place again, unless it is there: an earlier daemon detached it, or somebody else did.
+///
+/// Returns the tree as it can be attached once more, where that is possible.
+pub(crate) fn attach_again(
+    path: &Path,
+    dev: u64,
+    tree: Option<OwnedFd>,
+) -> Result<(Detach, Option<OwnedFd>), MountError> {
+    let detach = Detach {
+        path: path.to_owned(),
+        dev,
+        by_helper: nix::unistd::geteuid().as_raw() != 0,
+    };
+    if detach.is_attached() {
+        return Ok((detach, tree));
+    }
+    let Some(tree) = tree else {
+        return Err(MountError::Lost {
+            path: path.to_owned(),
+        });
+    };
+    detach_stale(path)?;
+    fs::create_dir_all(path).map_err(|error| io_error("create", path, error))?;
+    mount_tree::attach(&tree, path)
+        .map_err(|error| io_error("attach the living mount again to", path, error))?;
+    let again = mount_tree::copy(path)
+        .inspect_err(|error| tracing::debug!(%error, "a mount that is detached cannot be attached again"));
+    Ok((detach, again.ok()))
 }
 
 /// Attaches a new connection to `path`, creating the directory if it is missing. A stale mount of ours must have been dealt with.
@@ -191,6 +228,22 @@ fn is_dead(path: &Path) -> bool {
 }
 
 impl Detach {
+    pub(crate) fn device(&self) -> u64 {
+        self.dev
+    }
+
+    /// Whether the mount is in the name space, maybe covered by another one.
+    pub(crate) fn is_attached(&self) -> bool {
+        mounts_on(&self.path).any(|mount| mount.dev == self.dev)
+    }
+
+    /// The mounted tree, to be attached again when it was detached; none where this process may not copy mounts.
+    pub(crate) fn tree(&self) -> Option<OwnedFd> {
+        mount_tree::copy(&self.path)
+            .inspect_err(|error| tracing::debug!(%error, "a mount that is detached cannot be attached again"))
+            .ok()
+    }
+
     /// Removes the mount from the name space. Clients with open files keep them until they close them; nobody waits.
     pub(crate) fn detach(&self) -> io::Result<()> {
         match top_mount(&self.path) {
@@ -277,22 +330,34 @@ struct Mounted {
     dev: u64,
 }
 
-/// What a path lookup of `path` ends on, if it is a mount point. Reads the table only: a dead mount cannot be asked.
+/// What a path lookup of `path` ends on, if it is a mount point.
 fn top_mount(path: &Path) -> Option<Mounted> {
+    mounts_on(path).last()
+}
+
+/// What is mounted on `path`, the lowest first. Reads the table only: a dead mount cannot be asked.
+fn mounts_on(path: &Path) -> impl Iterator<Item = Mounted> {
+    let point = point_of(path);
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let mounts: Vec<Mounted> = table
+        .split(|byte| *byte == b'\n')
+        .filter_map(parse_mountinfo)
+        .filter(|mount| point.as_ref() == Some(&mount.point))
+        .collect();
+    mounts.into_iter()
+}
+
+/// The absolute path under which the table lists a mount point.
+fn point_of(path: &Path) -> Option<PathBuf> {
     // The directory above a mount point can be resolved even when the mount itself is dead.
-    let point = match (
+    match (
         path.parent().filter(|p| !p.as_os_str().is_empty()),
         path.file_name(),
     ) {
-        (Some(parent), Some(name)) => fs::canonicalize(parent).ok()?.join(name),
-        (None, Some(name)) => std::env::current_dir().ok()?.join(name),
-        (_, None) => path.to_owned(),
-    };
-    let table = fs::read("/proc/self/mountinfo").ok()?;
-    table
-        .split(|byte| *byte == b'\n')
-        .filter_map(parse_mountinfo)
-        .rfind(|mount| mount.point == point)
+        (Some(parent), Some(name)) => Some(fs::canonicalize(parent).ok()?.join(name)),
+        (None, Some(name)) => Some(std::env::current_dir().ok()?.join(name)),
+        (_, None) => Some(path.to_owned()),
+    }
 }
 
 /// `36 35 98:0 /root /point options [optional fields] - fstype source superoptions`; octal escapes for blanks.

@@ -14,13 +14,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use engine::{DbName, Side};
-use fuser::BackingId;
 use nix::fcntl::OFlag;
 use nix::sys::stat::FileStat;
 use parking_lot::{Mutex, RwLock};
 
 use super::backing;
+use super::connection::{BackingFile, Connection};
 use super::requests::FileKind;
+use crate::ledger::{Ledger, NodeEntry, NodeSlot, Opened};
 
 /// Node id of the root directory, by protocol.
 pub(crate) const ROOT: u64 = 1;
@@ -36,6 +37,8 @@ pub(crate) struct Node {
     place: RwLock<Place>,
     opens: Mutex<Opens>,
     directory: OnceLock<File>,
+    /// Where the ledger has it; `None`: it had no room, and the next daemon will not know the inode.
+    entry: Option<(Arc<Ledger>, NodeSlot)>,
 }
 
 struct Place {
@@ -60,10 +63,23 @@ pub(crate) enum Transfer {
 struct Opens {
     handles: usize,
     passthrough: bool,
-    backing: Option<Arc<BackingId>>,
+    backing: Option<BackingFile>,
     /// The file changed beside the page cache: what the kernel cached before is worth nothing.
     cache_is_stale: bool,
     birth: Birth,
+    finding: Finding,
+}
+
+/// How the next daemon finds the inode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// By a name in the backing tree.
+    #[default]
+    ByName,
+    /// Not at all: its last name is gone, or about to go, and nobody has it open. A lookup that led here is out of date: it cannot be opened.
+    Nowhere,
+    /// As `Nowhere`, but somebody has it open, and the keeper has a descriptor of it.
+    Kept,
 }
 
 /// Whether a file is being made a database where none may be made.
@@ -83,8 +99,20 @@ enum Birth {
 /// How one handle was admitted.
 pub(crate) struct Admission {
     pub(crate) transfer: Transfer,
-    pub(crate) backing: Option<Arc<BackingId>>,
+    /// The kernel's number for the backing file of a passthrough handle.
+    pub(crate) backing: Option<u32>,
     pub(crate) keep_cache: bool,
+}
+
+impl Opens {
+    /// Whether an inode that nobody could find is to be kept from now on; true once.
+    fn wants_keeping(&mut self) -> bool {
+        let wants = self.finding == Finding::Nowhere;
+        if wants {
+            self.finding = Finding::Kept;
+        }
+        wants
+    }
 }
 
 impl Node {
@@ -97,7 +125,38 @@ impl Node {
             place,
             opens: Mutex::default(),
             directory: OnceLock::new(),
+            entry: None,
         }
+    }
+
+    /// Notes for the next daemon how the inode is open, before the kernel is told.
+    fn note(&self, opens: &Opens) {
+        if let Some((ledger, slot)) = &self.entry {
+            let opened = Opened {
+                passthrough: opens.passthrough,
+                cache_is_stale: opens.cache_is_stale,
+                backing: opens.backing.as_ref().map(BackingFile::id),
+            };
+            ledger.set_opened(*slot, opened);
+        }
+    }
+
+    /// The inode loses its last name. Returns whether the keeper is to be given a descriptor.
+    pub(crate) fn loses_name(&self) -> bool {
+        let mut opens = self.opens.lock();
+        if opens.finding == Finding::ByName {
+            opens.finding = Finding::Nowhere;
+        }
+        opens.handles > 0 && opens.wants_keeping()
+    }
+
+    /// Whether no name leads to the inode any more.
+    pub(crate) fn lost_its_name(&self) -> bool {
+        backing::stat_fd(self.fd()).is_ok_and(|stat| stat.st_nlink == 0)
+    }
+
+    pub(crate) fn is_kept(&self) -> bool {
+        self.opens.lock().finding == Finding::Kept
     }
 
     pub(crate) fn id(&self) -> u64 {
@@ -144,6 +203,7 @@ impl Node {
     fn found_at(&self, path: Vec<u8>, part: Option<Part>, links: u64) {
         let mut place = self.place.write();
         let keep = links > 1 && place.part.is_some();
+        self.opens.lock().finding = Finding::ByName;
         if !keep && place.path != path {
             *place = Place { path, part };
         } else if place.part.is_none() {
@@ -171,9 +231,12 @@ impl Node {
         &self,
         wanted: Transfer,
         born: bool,
-        register: impl FnOnce() -> io::Result<BackingId>,
+        register: impl FnOnce() -> io::Result<BackingFile>,
     ) -> Option<Admission> {
         let mut opens = self.opens.lock();
+        if opens.finding != Finding::ByName {
+            return None;
+        }
         match opens.birth {
             Birth::Removed => return None,
             Birth::Past if born => opens.birth = Birth::Newborn,
@@ -183,7 +246,7 @@ impl Node {
             opens.passthrough = wanted == Transfer::Passthrough;
             if opens.passthrough && opens.backing.is_none() {
                 match register() {
-                    Ok(backing) => opens.backing = Some(Arc::new(backing)),
+                    Ok(backing) => opens.backing = Some(backing),
                     Err(error) => {
                         tracing::warn!(inode = self.id, %error, "no passthrough for this file");
                         opens.passthrough = false;
@@ -198,18 +261,28 @@ impl Node {
             (true, Transfer::Passthrough) => Transfer::Passthrough,
             (true, Transfer::Cached | Transfer::Intercepted) => Transfer::Intercepted,
         };
-        let backing = if opens.passthrough {
-            opens.backing.clone()
-        } else {
-            None
-        };
+        let backing = opens
+            .backing
+            .as_ref()
+            .filter(|_| opens.passthrough)
+            .map(BackingFile::id);
         let passthrough = opens.passthrough;
         let keep_cache = !std::mem::replace(&mut opens.cache_is_stale, passthrough);
+        self.note(&opens);
         Some(Admission {
             transfer,
             backing,
             keep_cache: keep_cache && transfer == Transfer::Cached,
         })
+    }
+
+    /// A handle that the kernel has from an earlier daemon.
+    ///
+    /// Returns whether the keeper is to be given a descriptor of the inode.
+    pub(crate) fn restore_handle(&self) -> bool {
+        let mut opens = self.opens.lock();
+        opens.handles += 1;
+        opens.wants_keeping()
     }
 
     /// One handle less. Returns whether it was the last one of a file that may not become what it was created for.
@@ -272,6 +345,7 @@ pub(crate) fn kind_of(side: Side) -> FileKind {
 
 /// The table of all nodes with the kernel's lookup counts.
 pub(crate) struct NodeTable {
+    ledger: Arc<Ledger>,
     device: u64,
     root: Arc<Node>,
     known: RwLock<HashMap<u64, Known>>,
@@ -282,11 +356,21 @@ struct Known {
     lookups: u64,
 }
 
+impl Known {
+    fn count(&mut self, lookups: u64) {
+        self.lookups = lookups;
+        if let Some((ledger, slot)) = &self.node.entry {
+            ledger.set_lookups(*slot, lookups);
+        }
+    }
+}
+
 impl NodeTable {
-    pub(crate) fn new(root: OwnedFd) -> nix::Result<NodeTable> {
+    pub(crate) fn new(root: OwnedFd, ledger: Arc<Ledger>) -> nix::Result<NodeTable> {
         let device = backing::stat_fd(&root)?.st_dev;
         let root = Arc::new(Node::new(ROOT, root, libc::S_IFDIR, Vec::new(), None));
         Ok(NodeTable {
+            ledger,
             device,
             root,
             known: RwLock::default(),
@@ -309,6 +393,14 @@ impl NodeTable {
         self.known.read().len()
     }
 
+    /// The nodes that are this file of a database by their name.
+    pub(crate) fn by_part(&self, name: &DbName, side: Side) -> Vec<Arc<Node>> {
+        let known = self.known.read();
+        let is_part = |node: &Node| node.with_part(|part| part == Some((name, side)));
+        let nodes = known.values().map(|known| &known.node);
+        nodes.filter(|node| is_part(node)).cloned().collect()
+    }
+
     /// Records that the kernel is told about an inode once more. The descriptor pins the inode while the table is consulted, so the number
     /// cannot change hands in between. `None`: the inode is on another device, whose numbers could collide.
     pub(crate) fn remember(
@@ -323,35 +415,70 @@ impl NodeTable {
         }
         let mut known = self.known.write();
         let entry = known.entry(stat.st_ino).or_insert_with(|| {
-            let node = Node::new(
+            let mut node = Node::new(
                 stat.st_ino,
                 fd,
                 stat.st_mode & libc::S_IFMT,
                 path.clone(),
                 part.clone(),
             );
+            let slot = self.ledger.add_node(stat.st_ino);
+            node.entry = slot.map(|slot| (self.ledger.clone(), slot));
             Known {
                 node: Arc::new(node),
                 lookups: 0,
             }
         });
-        entry.lookups += 1;
+        entry.count(entry.lookups + 1);
         let node = entry.node.clone();
         drop(known);
+        self.ledger.note_entered(stat.st_ino);
         node.found_at(path, part, stat.st_nlink);
         Some(node)
     }
 
-    pub(crate) fn forget(&self, id: u64, lookups: u64) {
+    /// The kernel has forgotten so many lookups. The node, if it knows it no more; closing what it holds are system calls, which are not
+    /// made under the lock of the table.
+    pub(crate) fn forget(&self, id: u64, lookups: u64) -> Option<Arc<Node>> {
         let mut known = self.known.write();
-        let Some(entry) = known.get_mut(&id) else { return };
-        entry.lookups = entry.lookups.saturating_sub(lookups);
-        if entry.lookups == 0 {
-            let gone = known.remove(&id);
-            drop(known);
-            // Closing descriptors and backing ids are system calls; not under the lock of the table.
-            drop(gone);
+        let entry = known.get_mut(&id)?;
+        entry.count(entry.lookups.saturating_sub(lookups));
+        if entry.lookups > 0 {
+            return None;
         }
+        let gone = known.remove(&id)?;
+        if let Some((ledger, slot)) = &gone.node.entry {
+            ledger.remove_node(*slot);
+        }
+        Some(gone.node)
+    }
+
+    /// An inode that the kernel knows from an earlier daemon, and where it is now. `part`: what its name makes of it; none if the name is
+    /// gone.
+    pub(crate) fn restore(
+        &self,
+        (slot, entry): (NodeSlot, NodeEntry),
+        fd: OwnedFd,
+        (path, part): (Vec<u8>, Option<Part>),
+        finding: Finding,
+        connection: &Arc<Connection>,
+    ) -> nix::Result<()> {
+        let format = backing::stat_fd(&fd)?.st_mode & libc::S_IFMT;
+        let mut node = Node::new(entry.id, fd, format, path, part);
+        node.entry = Some((self.ledger.clone(), slot));
+        node.opens = Mutex::new(Opens {
+            passthrough: entry.opened.passthrough,
+            backing: entry.opened.backing.map(|id| connection.backed(id)),
+            cache_is_stale: entry.opened.cache_is_stale,
+            finding,
+            ..Opens::default()
+        });
+        let known = Known {
+            node: Arc::new(node),
+            lookups: entry.lookups,
+        };
+        self.known.write().insert(entry.id, known);
+        Ok(())
     }
 
     /// Follows a rename: the node itself and, for a directory, everything known below it.
@@ -407,7 +534,11 @@ mod tests {
     use super::*;
 
     fn table(dir: &Path) -> NodeTable {
-        NodeTable::new(backing::open_root(dir).unwrap()).unwrap()
+        NodeTable::new(
+            backing::open_root(dir).unwrap(),
+            Arc::new(Ledger::create().unwrap()),
+        )
+        .unwrap()
     }
 
     fn find(table: &NodeTable, path: &str) -> Arc<Node> {

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -10,8 +9,8 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, Filesystem, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, Filesystem, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
     ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
     ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
@@ -82,7 +81,7 @@ impl Filesystem for Serve {
             | InitFlags::FUSE_CACHE_SYMLINKS
             // Otherwise a chown, which SQLite does as root for every journal, costs a GETATTR more.
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
-        if self.edge.wants_passthrough() {
+        if self.edge.wants_passthrough {
             wanted |= InitFlags::FUSE_PASSTHROUGH;
             // The argument is at most the kernel's limit of 2.
             let _ = config.set_max_stack_depth(self.edge.stack_depth);
@@ -133,8 +132,9 @@ impl Filesystem for Serve {
         reply.locked(0, 0, i32::from(libc::F_UNLCK as i16), 0);
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count_name(Op::Lookup, parent, name);
+        self.edge.begin(request.unique().0);
         match self.edge.lookup(parent.0, name) {
             Ok(Entry::Node(attr)) => reply.entry(&TTL, &attr, GENERATION),
             Ok(Entry::Virtual(attr)) => reply.entry(&virtual_files::TTL, &attr, GENERATION),
@@ -146,7 +146,7 @@ impl Filesystem for Serve {
 
     fn forget(&self, _request: &Request, id: INodeNo, lookups: u64) {
         self.edge.count(Op::Forget, FileKind::Other);
-        self.edge.table.forget(id.0, lookups);
+        self.edge.forget(id.0, lookups);
     }
 
     fn getattr(&self, _request: &Request, id: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
@@ -206,8 +206,9 @@ impl Filesystem for Serve {
         reply: ReplyEntry,
     ) {
         self.count_name(Op::Mknod, parent, name);
+        let again = self.edge.begin(request.unique().0);
         let owner = caller(request).owns(mode, umask);
-        reply_made(reply, self.edge.mknod(parent.0, name, mode, owner));
+        reply_made(reply, self.edge.mknod(parent.0, name, mode, owner, again));
     }
 
     fn mkdir(
@@ -220,34 +221,33 @@ impl Filesystem for Serve {
         reply: ReplyEntry,
     ) {
         self.edge.count(Op::Mkdir, FileKind::Other);
-        reply_made(
-            reply,
-            self.edge.mkdir(parent.0, name, caller(request).owns(mode, umask)),
-        );
+        let again = self.edge.begin(request.unique().0);
+        let owner = caller(request).owns(mode, umask);
+        reply_made(reply, self.edge.mkdir(parent.0, name, owner, again));
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.count_name(Op::Unlink, parent, name);
-        reply_empty(reply, self.edge.unlink(parent.0, name));
+        let again = self.edge.begin(request.unique().0);
+        reply_empty(reply, self.edge.unlink(parent.0, name, again));
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.edge.count(Op::Rmdir, FileKind::Other);
-        reply_empty(reply, self.edge.rmdir(parent.0, name));
+        let again = self.edge.begin(request.unique().0);
+        reply_empty(reply, self.edge.rmdir(parent.0, name, again));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         self.edge.count(Op::Symlink, FileKind::Other);
-        reply_made(
-            reply,
-            self.edge
-                .symlink(parent.0, name, target, caller(request).owns(0o777, 0)),
-        );
+        let again = self.edge.begin(request.unique().0);
+        let owner = caller(request).owns(0o777, 0);
+        reply_made(reply, self.edge.symlink(parent.0, name, target, owner, again));
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -256,31 +256,37 @@ impl Filesystem for Serve {
         reply: ReplyEmpty,
     ) {
         self.count_name(Op::Rename, parent, name);
+        let again = self.edge.begin(request.unique().0);
         let known = nix::fcntl::RenameFlags::from_bits(flags.bits())
             .filter(|flags| !flags.contains(nix::fcntl::RenameFlags::RENAME_WHITEOUT));
         let answer = match known {
             Some(flags) => self
                 .edge
-                .rename((parent.0, name), (new_parent.0, new_name), flags),
+                .rename((parent.0, name), (new_parent.0, new_name), flags, again),
             None => Err(Errno::EINVAL),
         };
         reply_empty(reply, answer);
     }
 
-    fn link(&self, _request: &Request, id: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, request: &Request, id: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count_name(Op::Link, parent, name);
-        reply_made(reply, self.edge.link(id.0, parent.0, name));
+        let again = self.edge.begin(request.unique().0);
+        reply_made(reply, self.edge.link(id.0, parent.0, name, again));
     }
 
     fn open(&self, request: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.count_inode(Op::Open, id);
-        let register = |file: &File| -> io::Result<BackingId> { reply.open_backing(file) };
-        match self.edge.open(id.0, flags.0, caller(request), register) {
+        self.edge.begin(request.unique().0);
+        match self.edge.open(id.0, flags.0, caller(request)) {
             Ok(opened) => {
                 let (number, flags) = (FileHandle(opened.number), opened.flags);
                 match opened.backing {
                     Some(backing) => {
+                        // SAFETY: the node has registered the number with the kernel and keeps it for as long as it is known.
+                        let backing = unsafe { reply.wrap_backing(backing) };
                         reply.opened_passthrough(number, flags, &backing);
+                        // It stays the node's.
+                        backing.into_raw();
                     }
                     None => reply.opened(number, flags),
                 }
@@ -300,16 +306,19 @@ impl Filesystem for Serve {
         reply: ReplyCreate,
     ) {
         self.count_name(Op::Create, parent, name);
-        let register = |file: &File| -> io::Result<BackingId> { reply.open_backing(file) };
+        let again = self.edge.begin(request.unique().0);
         match self
             .edge
-            .create((parent.0, name), (mode, umask), flags, caller(request), register)
+            .create((parent.0, name), (mode, umask), flags, caller(request), again)
         {
             Ok(Created { attr, ttl, opened }) => {
                 let (number, flags) = (FileHandle(opened.number), opened.flags);
                 match opened.backing {
                     Some(backing) => {
+                        // SAFETY: as for an open.
+                        let backing = unsafe { reply.wrap_backing(backing) };
                         reply.created_passthrough(&ttl, &attr, GENERATION, number, flags, &backing);
+                        backing.into_raw();
                     }
                     None => reply.created(&ttl, &attr, GENERATION, number, flags),
                 }

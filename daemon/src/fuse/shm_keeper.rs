@@ -1,7 +1,7 @@
-//! Makes sure that the guardian can fence every database that is written through passthrough.
+//! Makes sure that the opener can fence every database that is written through passthrough.
 //!
-//! Commits to a passthrough WAL go on when the daemon dies. The guardian stops them with the lock WAL_WRITE, for which it needs the wal-index
-//! open beforehand: nothing can be opened on a dead mount. So whenever a client opens a wal-index, the opener opens it too, and lets go of it
+//! Commits to a passthrough WAL go on when the daemon dies. The opener stops them, when it must, with the lock WAL_WRITE, for which it needs
+//! the wal-index open beforehand: nothing can be opened while nobody serves the mount. So whenever a client opens a wal-index, the opener opens it too, and lets go of it
 //! when its name goes. A thread of its own asks the opener, because the opener waits for our serving threads.
 
 use std::collections::HashMap;
@@ -24,8 +24,16 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 pub(crate) struct ShmKeeper {
     shared: Arc<Shared>,
-    /// Paths relative to the mount. `None`: the mount ends.
-    queue: Mutex<Option<Sender<PathBuf>>>,
+    /// Paths relative to the mount.
+    queue: Mutex<Queue>,
+}
+
+enum Queue {
+    /// The thread has yet to be started; what is asked for waits.
+    Waiting(Sender<PathBuf>, Receiver<PathBuf>),
+    Served(Sender<PathBuf>),
+    /// The mount ends.
+    Closed,
 }
 
 struct Shared {
@@ -39,20 +47,23 @@ impl ShmKeeper {
             files_dir,
             kept: Mutex::default(),
         });
+        let (queue, paths) = channel();
         ShmKeeper {
             shared,
-            queue: Mutex::new(None),
+            queue: Mutex::new(Queue::Waiting(queue, paths)),
         }
     }
 
     /// Starts the thread that asks the opener.
     pub(crate) fn spawn(&self, companion: Arc<Companion>, mount: PathBuf) -> io::Result<()> {
-        let (queue, paths) = channel();
-        let shared = self.shared.clone();
-        thread::Builder::new()
-            .name("shm-keeper".into())
-            .spawn(move || shared.run(&companion, &mount, paths))?;
-        *self.queue.lock() = Some(queue);
+        let mut state = self.queue.lock();
+        if let Queue::Waiting(queue, paths) = std::mem::replace(&mut *state, Queue::Closed) {
+            let shared = self.shared.clone();
+            thread::Builder::new()
+                .name("shm-keeper".into())
+                .spawn(move || shared.run(&companion, &mount, paths))?;
+            *state = Queue::Served(queue);
+        }
         Ok(())
     }
 
@@ -61,9 +72,12 @@ impl ShmKeeper {
         if self.shared.kept.lock().contains_key(&node.id()) {
             return;
         }
-        if let Some(queue) = self.queue.lock().as_ref() {
-            // The thread lives as long as the queue.
-            let _ = queue.send(backing::to_path(&node.path()));
+        match &*self.queue.lock() {
+            Queue::Waiting(queue, _) | Queue::Served(queue) => {
+                // The thread lives as long as the queue.
+                let _ = queue.send(backing::to_path(&node.path()));
+            }
+            Queue::Closed => {}
         }
     }
 
@@ -75,7 +89,7 @@ impl ShmKeeper {
 
     /// Ends the thread and closes what is kept: the session ends only when nobody has files of the mount open.
     pub(crate) fn stop(&self) {
-        self.queue.lock().take();
+        *self.queue.lock() = Queue::Closed;
         let kept = std::mem::take(&mut *self.shared.kept.lock());
         drop(kept);
     }

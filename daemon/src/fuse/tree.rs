@@ -75,12 +75,12 @@ impl Edge {
         let part = self.part(&path, &stat);
         let node = self.table.remember(fd, &stat, path, part).ok_or(Errno::EXDEV)?;
         // The kernel keeps these attributes. It is told of what the daemon changes from here on; what came before must be in them.
-        let stat = backing::stat_fd(node.fd()).inspect_err(|_| self.table.forget(node.id(), 1))?;
+        let stat = backing::stat_fd(node.fd()).inspect_err(|_| self.forget(node.id(), 1))?;
         Ok((node, stat))
     }
 
     /// Only regular files can be part of a database; a directory may be called `test.db-wal`.
-    fn part(&self, path: &[u8], stat: &FileStat) -> Option<Part> {
+    pub(crate) fn part(&self, path: &[u8], stat: &FileStat) -> Option<Part> {
         (stat.st_mode & libc::S_IFMT == libc::S_IFREG)
             .then(|| self.classify(path))
             .flatten()
@@ -108,18 +108,28 @@ impl Edge {
         Ok(backing::read_link(self.node(id)?.fd())?)
     }
 
-    pub(crate) fn mkdir(&self, parent: u64, name: &OsStr, owner: Ownership) -> Answer<FileAttr> {
+    pub(crate) fn mkdir(&self, parent: u64, name: &OsStr, owner: Ownership, again: bool) -> Answer<FileAttr> {
         let parent = self.node(parent)?;
         self.refuse_virtual(&parent, name)?;
-        backing::make_dir(parent.fd(), name, owner)?;
+        unless_made(again, backing::make_dir(parent.fd(), name, owner))?;
         self.entered(&parent, name)
     }
 
-    pub(crate) fn mknod(&self, parent: u64, name: &OsStr, mode: u32, owner: Ownership) -> Answer<FileAttr> {
+    pub(crate) fn mknod(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        owner: Ownership,
+        again: bool,
+    ) -> Answer<FileAttr> {
         let parent = self.node(parent)?;
         let kind = SFlag::from_bits_truncate(mode & libc::S_IFMT);
         self.creating(&parent, name, &mut || {
-            Ok(backing::make_node(parent.fd(), name, kind, owner)?)
+            Ok(unless_made(
+                again,
+                backing::make_node(parent.fd(), name, kind, owner),
+            )?)
         })?;
         self.entered(&parent, name)
     }
@@ -130,17 +140,18 @@ impl Edge {
         name: &OsStr,
         target: &Path,
         owner: Ownership,
+        again: bool,
     ) -> Answer<FileAttr> {
         let parent = self.node(parent)?;
         self.refuse_virtual(&parent, name)?;
-        backing::make_symlink(parent.fd(), name, target, owner)?;
+        unless_made(again, backing::make_symlink(parent.fd(), name, target, owner))?;
         self.entered(&parent, name)
     }
 
-    pub(crate) fn link(&self, id: u64, parent: u64, name: &OsStr) -> Answer<FileAttr> {
+    pub(crate) fn link(&self, id: u64, parent: u64, name: &OsStr, again: bool) -> Answer<FileAttr> {
         let (node, parent) = (self.node(id)?, self.node(parent)?);
         self.refuse_virtual(&parent, name)?;
-        backing::make_link(node.fd(), parent.fd(), name)?;
+        unless_made(again, backing::make_link(node.fd(), parent.fd(), name))?;
         self.entered(&parent, name)
     }
 
@@ -179,12 +190,18 @@ impl Edge {
         Ok(())
     }
 
-    pub(crate) fn unlink(&self, parent: u64, name: &OsStr) -> Answer<()> {
+    /// `again`: a daemon that died had read the request; what is not there any more it has removed, as the kernel lets nobody else change
+    /// the directory before the request is answered.
+    pub(crate) fn unlink(&self, parent: u64, name: &OsStr, again: bool) -> Answer<()> {
         let parent = self.node(parent)?;
         self.refuse_virtual(&parent, name)?;
-        let victim = backing::stat_name(parent.fd(), name)?;
+        let victim = match backing::stat_name(parent.fd(), name) {
+            Err(nix::errno::Errno::ENOENT) if again => return self.finish_removal(&parent, name),
+            victim => victim?,
+        };
         let part = self.part(&backing::join(&parent.path(), name), &victim);
         self.check_sound(part.as_ref())?;
+        self.loses_last_name(&victim);
         let mut op = || Ok(backing::unlink(parent.fd(), name)?);
         let removed = self.removing(part.as_ref(), &mut op);
         if removed.is_err() && backing::stat_name(parent.fd(), name).is_ok() {
@@ -201,6 +218,12 @@ impl Edge {
         removed
     }
 
+    /// A name is gone, and the process that removed it may have died before the engine knew all about it.
+    fn finish_removal(&self, parent: &Node, name: &OsStr) -> Answer<()> {
+        let part = self.classify(&backing::join(&parent.path(), name));
+        self.removing(part.as_ref(), &mut || Ok(()))
+    }
+
     /// Performs an operation after which the name of `part` is gone.
     fn removing(&self, part: Option<&Part>, op: &mut dyn FnMut() -> io::Result<()>) -> Answer<()> {
         match self.database_of(part) {
@@ -211,13 +234,19 @@ impl Edge {
             }
             Some((database, Side::Journal)) => database.unlink_journal(op)?,
             Some((database, Side::Wal)) => database.unlink_wal(op)?,
-            Some((database, Side::Shm)) => {
-                op()?;
-                database.shm_replaced();
-            }
+            Some((database, Side::Shm)) => database.unlink_shm(op)?,
             None => op()?,
         }
         Ok(())
+    }
+
+    /// Before the operation that takes the last name of a file.
+    fn loses_last_name(&self, before: &FileStat) {
+        if before.st_nlink <= 1
+            && let Some(node) = self.table.by_inode(before.st_ino)
+        {
+            self.loses_name(&node);
+        }
     }
 
     /// Handles of a file whose last name is gone are no part of a database that may be created under that name.
@@ -226,21 +255,37 @@ impl Edge {
             && let Some(node) = self.table.by_inode(before.st_ino)
         {
             node.detach_name();
+            // Again, for whom a lookup has led here meanwhile.
+            self.loses_name(&node);
             self.shm_keeper.lost_name(before.st_ino);
         }
     }
 
-    pub(crate) fn rmdir(&self, parent: u64, name: &OsStr) -> Answer<()> {
-        Ok(backing::remove_dir(self.node(parent)?.fd(), name)?)
+    pub(crate) fn rmdir(&self, parent: u64, name: &OsStr, again: bool) -> Answer<()> {
+        match backing::remove_dir(self.node(parent)?.fd(), name) {
+            Err(nix::errno::Errno::ENOENT) if again => Ok(()),
+            removed => Ok(removed?),
+        }
     }
 
-    pub(crate) fn rename(&self, from: (u64, &OsStr), to: (u64, &OsStr), flags: RenameFlags) -> Answer<()> {
+    pub(crate) fn rename(
+        &self,
+        from: (u64, &OsStr),
+        to: (u64, &OsStr),
+        flags: RenameFlags,
+        again: bool,
+    ) -> Answer<()> {
         let (from_dir, to_dir) = (self.node(from.0)?, self.node(to.0)?);
         self.refuse_virtual(&from_dir, from.1)?;
         self.refuse_virtual(&to_dir, to.1)?;
-        let source = self.end(&from_dir, from.1)?.ok_or(Errno::ENOENT)?;
         let target = self.end(&to_dir, to.1)?;
         let target_path = backing::join(&to_dir.path(), to.1);
+        let source = match (self.end(&from_dir, from.1)?, &target) {
+            (None, Some(moved)) if again => {
+                return self.finish_rename(&backing::join(&from_dir.path(), from.1), moved);
+            }
+            (source, _) => source.ok_or(Errno::ENOENT)?,
+        };
         if flags.contains(RenameFlags::RENAME_NOREPLACE) && target.is_some() {
             return Err(Errno::EEXIST);
         }
@@ -261,7 +306,21 @@ impl Edge {
             let target = target.ok_or(Errno::ENOENT)?;
             return self.exchange(&source, &target, &mut op);
         }
+        if let Some(target) = &target {
+            self.loses_last_name(&target.stat);
+        }
         self.renaming(&source, target.as_ref(), &target_path, &mut op)
+    }
+
+    /// A process that died had moved a file, and may not have got any further.
+    fn finish_rename(&self, from: &[u8], moved: &End) -> Answer<()> {
+        let is_regular = moved.stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+        let source = End {
+            path: from.to_vec(),
+            part: if is_regular { self.classify(from) } else { None },
+            stat: moved.stat,
+        };
+        self.renaming(&source, None, &moved.path, &mut || Ok(()))
     }
 
     /// One end of a rename, as it is before.
@@ -375,6 +434,14 @@ impl Edge {
             }
         }
         Ok(())
+    }
+}
+
+/// A request that comes again finds what the process that died had made.
+fn unless_made(again: bool, made: nix::Result<()>) -> nix::Result<()> {
+    match made {
+        Err(nix::errno::Errno::EEXIST) if again => Ok(()),
+        made => made,
     }
 }
 

@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use engine::{DbName, Role, Store};
@@ -14,8 +15,15 @@ use parking_lot::Mutex;
 
 use super::errno::Errno;
 use super::presence::Presence;
+use crate::ledger::Ledger;
 
 type Make = fn(DbName) -> Virtual;
+
+// As the ledger names them.
+const PRIMARY: u8 = 1;
+const LAG: u8 = 2;
+const POSITION: u8 = 3;
+const LOCK: u8 = 4;
 
 const FIRST_ID: u64 = 0xffff_ffff_0000_0000;
 const POSITION_SUFFIX: &[u8] = b"-pos";
@@ -37,12 +45,29 @@ pub(crate) enum Virtual {
 }
 
 /// Which virtual file has which inode number.
-#[derive(Default)]
 pub(crate) struct VirtualFiles {
+    ledger: Arc<Ledger>,
     known: Mutex<Vec<Virtual>>,
 }
 
 impl VirtualFiles {
+    /// With the numbers that earlier daemons gave to the kernel.
+    pub(crate) fn new(ledger: Arc<Ledger>) -> VirtualFiles {
+        let noted = ledger.names().into_iter().map(|(kind, name)| {
+            let name = DbName::from_str(&name);
+            match (kind, name) {
+                (POSITION, Ok(name)) => Virtual::Position(name),
+                (LOCK, Ok(name)) => Virtual::Lock(name),
+                (PRIMARY, _) => Virtual::Primary,
+                (_, _) => Virtual::Lag,
+            }
+        });
+        VirtualFiles {
+            known: Mutex::new(noted.collect()),
+            ledger,
+        }
+    }
+
     pub(crate) fn is_virtual(id: u64) -> bool {
         id >= FIRST_ID
     }
@@ -53,6 +78,15 @@ impl VirtualFiles {
             .iter()
             .position(|candidate| candidate == file)
             .unwrap_or_else(|| {
+                let (kind, name) = match file {
+                    Virtual::Primary => (PRIMARY, ""),
+                    Virtual::Lag => (LAG, ""),
+                    Virtual::Position(name) => (POSITION, name.as_str()),
+                    Virtual::Lock(name) => (LOCK, name.as_str()),
+                };
+                if !self.ledger.add_name(kind, name) {
+                    tracing::debug!(name, "no room to note the number of a virtual file");
+                }
                 known.push(file.clone());
                 known.len() - 1
             });

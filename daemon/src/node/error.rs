@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::companion::DataLockError;
+use crate::companion::KeeperError;
 use crate::fuse::MountError;
 use crate::lease::LeaseError;
 
@@ -19,7 +19,7 @@ pub enum NodeError {
     #[error("cannot listen on {address}: {source}")]
     Bind { address: String, source: std::io::Error },
     #[error(transparent)]
-    DataLock(#[from] DataLockError),
+    Keeper(#[from] KeeperError),
     #[error("cannot open the store: {0}")]
     Store(#[from] engine::Error),
     #[error("cannot mount: {0}")]
@@ -39,11 +39,15 @@ impl NodeError {
             NodeError::Io { .. } => {
                 "the system is short of something: check limits on files, processes and memory"
             }
-            NodeError::DataDir { .. } | NodeError::DataLock(DataLockError::Io { .. }) => {
+            NodeError::DataDir { .. }
+            | NodeError::Keeper(KeeperError::Io { .. } | KeeperError::Ended { .. }) => {
                 "set `data.dir` to a directory that can be created and written"
             }
             NodeError::Bind { .. } => "set `http.addr` to a free port, or stop the process that has it",
-            NodeError::DataLock(DataLockError::InUse { .. }) => {
+            NodeError::Keeper(KeeperError::Refused(_)) => {
+                "end the processes that use the mount, then those of litefs, and start again"
+            }
+            NodeError::Keeper(KeeperError::InUse { .. }) => {
                 "one process per data directory: stop the other one, or set another `data.dir`"
             }
             NodeError::Store(_) => "check the disk under `data.dir`; `litefs ltx verify` looks into the logs",

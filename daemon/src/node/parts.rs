@@ -2,29 +2,36 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
-use engine::{Coherence, Store};
+use engine::{Coherence, Role, Store};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{NodeError, Options, presence, setup};
-use crate::companion::{Companion, CompanionOptions, DataLock};
-use crate::fuse::{Mount, Presence};
+use super::linger::Rest;
+use super::{NodeError, presence, setup};
+use crate::companion::{Companion, Inheritance, Keeper, KeeperOptions};
+use crate::config::Config;
+use crate::fuse::{Beside, Mount, Presence};
 use crate::http::Server;
-use crate::services::Services;
+use crate::launcher::Link;
+use crate::lease::elector::{Ending, Resumed};
+use crate::lease::{DeadlineCell, Fence};
+use crate::ledger::Ledger;
+use crate::services::{Services, Succession};
 
-/// How long the guardian of a daemon that died may keep the data directory.
-const LOCK_PATIENCE: Duration = Duration::from_secs(15);
+/// A process that is just dying still has its port.
+const PORT_PATIENCE: Duration = Duration::from_secs(3);
+const PORT_LOOK: Duration = Duration::from_millis(2);
 
 /// What has been started so far.
-#[derive(Default)]
 pub(super) struct Parts {
-    lock: Option<DataLock>,
+    link: Arc<Link>,
+    keeper: Option<Arc<Keeper>>,
     store: Option<Arc<Store>>,
     companion: Option<Arc<Companion>>,
     mount: Option<Arc<Mount>>,
-    presence: Option<Arc<Presence>>,
     services: Option<Services>,
     teller: Option<JoinHandle<()>>,
 }
@@ -38,35 +45,53 @@ pub(super) enum Progress {
 }
 
 impl Parts {
+    pub(super) fn new(link: Arc<Link>) -> Parts {
+        Parts {
+            link,
+            keeper: None,
+            store: None,
+            companion: None,
+            mount: None,
+            services: None,
+            teller: None,
+        }
+    }
+
     pub(super) async fn start(
         &mut self,
-        options: &Options,
+        config: &Config,
+        skip_unmount: bool,
         stop: &CancellationToken,
     ) -> Result<Progress, NodeError> {
-        let config = &options.config;
         let lease = setup::lease(config)?;
-        let dir = config.data.dir.clone();
+        let (dir, options) = (config.data.dir.clone(), keeper_options(config));
         // Waiting for another process is the one step that is not worth finishing.
-        self.lock = tokio::select! {
+        let (keeper, mut inheritance) = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(Progress::Interrupted),
-            lock = blocking(move || lock(&dir)) => Some(lock?),
+            reached = blocking(move || reach_keeper(&dir, options)) => reached?,
         };
-        // Not before the lock: a former process that is just dying still has the port.
-        let server = Server::bind(&config.http.addr).await;
-        let server = server.map_err(|source| NodeError::Bind {
-            address: config.http.addr.clone(),
-            source,
-        })?;
-        let store = self.open(options).await?;
+        self.keeper = Some(keeper.clone());
+        if let Some(inheritance) = &mut inheritance {
+            let files = Store::files_below(&config.data.dir);
+            let pinned = inheritance.pin(keeper.ledger(), &files);
+            pinned.map_err(|source| NodeError::DataDir { path: files, source })?;
+        }
+        let server = bind(config, inheritance.is_some()).await?;
+        let succession = succession(keeper.ledger(), inheritance.is_some() && config.lease.candidate);
+        let store = self.open(config, &keeper, &succession).await?;
         if stop.is_cancelled() {
             return Ok(Progress::Interrupted);
         }
-        self.mount(options, store.clone()).await?;
+        let presence = Arc::new(Presence::default());
+        self.mount(config, skip_unmount, store.clone(), presence.clone(), inheritance)
+            .await?;
+        self.link.serving();
         if stop.is_cancelled() {
             return Ok(Progress::Interrupted);
         }
-        let services = Services::start(setup::services(config, server.address()), store, lease, server);
+        let options = setup::services(config, server.address());
+        let services = Services::succeed(options, succession, store, lease, server);
         let services = self.services.insert(services);
         if let Some(mount) = &self.mount {
             let mode = match mount.coherence() {
@@ -75,52 +100,80 @@ impl Parts {
             };
             services.fuse_mode.get_or_init(|| mode.to_string());
         }
-        self.tell_mount();
-        Ok(self.join_cluster(options, stop).await)
+        self.tell_mount(presence);
+        Ok(self.join_cluster(config, stop).await)
     }
 
     /// Opens the store while the companions start: after a crash the one may take as long as the other.
-    async fn open(&mut self, options: &Options) -> Result<Arc<Store>, NodeError> {
-        let config = &options.config;
-        let (dir, store_options) = (config.data.dir.clone(), setup::store(config));
-        let opening = blocking(move || Ok(Store::open(&dir, store_options)?));
-        let lock = self.lock.take();
-        let starting = blocking(move || {
-            let companion = lock
-                .as_ref()
-                .map(|lock| Companion::start(lock, &CompanionOptions::default()));
-            Ok((lock, companion.transpose()))
+    async fn open(
+        &mut self,
+        config: &Config,
+        keeper: &Arc<Keeper>,
+        succession: &Succession,
+    ) -> Result<Arc<Store>, NodeError> {
+        let (dir, options) = (config.data.dir.clone(), setup::store(config, keeper.ledger()));
+        let role = match &succession.resumed {
+            Some(resumed) => Role::Primary { epoch: resumed.epoch },
+            None => Role::Replica,
+        };
+        let in_use = keeper.has_clients();
+        let opening = blocking(move || {
+            if in_use {
+                return Ok(Store::resume(&dir, options, role)?);
+            }
+            // Nobody has files open, also where a mount is taken over: the start can look into everything.
+            let store = Store::open(&dir, options)?;
+            if role.is_primary() {
+                store.set_role(role)?;
+            }
+            Ok(store)
         });
-        let (store, started) = tokio::join!(opening, starting);
-        let (lock, companion) = started?;
-        self.lock = lock;
-        self.companion = companion.map_err(|source| NodeError::Io {
-            operation: "start the companion",
-            source,
-        })?;
-        self.store = Some(store?);
-        self.store.clone().ok_or(NodeError::Thread)
+        let keeper = keeper.clone();
+        let starting = blocking(move || {
+            let companion = Companion::start(&keeper, Path::new("/proc/self/exe"));
+            let companion = companion.map_err(|source| NodeError::Io {
+                operation: "start the companions",
+                source,
+            })?;
+            if !in_use {
+                // Its locks are those of a process that is dead, against nobody.
+                companion.settled();
+            }
+            Ok(companion)
+        });
+        let (store, companion) = tokio::join!(opening, starting);
+        self.companion = Some(companion?);
+        let store = store?;
+        self.store = Some(store.clone());
+        Ok(store)
     }
 
-    async fn mount(&mut self, options: &Options, store: Arc<Store>) -> Result<(), NodeError> {
-        let Some(companion) = self.companion.clone() else {
+    async fn mount(
+        &mut self,
+        config: &Config,
+        skip_unmount: bool,
+        store: Arc<Store>,
+        presence: Arc<Presence>,
+        inheritance: Option<Inheritance>,
+    ) -> Result<(), NodeError> {
+        let (Some(companion), Some(keeper)) = (self.companion.clone(), self.keeper.clone()) else {
             return Err(NodeError::Thread);
         };
-        let (presence, options) = (Arc::new(Presence::default()), setup::mount(options));
-        self.presence = Some(presence.clone());
-        let mounted = store.clone();
-        let mount = blocking(move || Ok(Mount::start(mounted, companion, presence, &options)?)).await?;
-        let mount = self.mount.insert(Arc::new(mount)).clone();
-        blocking(move || Ok(store.start(mount.kernel())?)).await
+        let (options, settled) = (setup::mount(config, skip_unmount), companion.clone());
+        let beside = Beside { keeper, companion };
+        let mount =
+            blocking(move || Ok(Mount::start(store, beside, presence, &options, inheritance)?)).await?;
+        settled.settled();
+        self.mount = Some(Arc::new(mount));
+        Ok(())
     }
 
-    fn tell_mount(&mut self) {
-        let (Some(mount), Some(services), Some(presence)) = (&self.mount, &self.services, &self.presence)
-        else {
+    fn tell_mount(&mut self, presence: Arc<Presence>) {
+        let (Some(mount), Some(services)) = (&self.mount, &self.services) else {
             return;
         };
         let told = presence::tell(
-            presence.clone(),
+            presence,
             mount.clone(),
             services.leadership.clone(),
             services.lag.clone(),
@@ -129,11 +182,11 @@ impl Parts {
     }
 
     /// Waits until the node is primary or has caught up with one, unless that is not wanted.
-    async fn join_cluster(&self, options: &Options, stop: &CancellationToken) -> Progress {
+    async fn join_cluster(&self, config: &Config, stop: &CancellationToken) -> Progress {
         let Some(services) = &self.services else {
             return Progress::Done;
         };
-        if options.config.skip_sync {
+        if config.skip_sync {
             return Progress::Done;
         }
         let mut leadership = services.leadership.clone();
@@ -145,7 +198,7 @@ impl Parts {
             () = stop.cancelled() => return Progress::Interrupted,
         }
         tracing::info!("connected to cluster, ready");
-        let lease = &options.config.lease;
+        let lease = &config.lease;
         if lease.promote && lease.candidate && !leadership.borrow().is_primary {
             tokio::select! {
                 promoted = services.elector.promote(false) => match promoted {
@@ -163,8 +216,26 @@ impl Parts {
         self.mount.as_ref().is_some_and(|mount| mount.has_ended())
     }
 
-    /// Stops what has been started, in reverse order. Goes on whatever fails.
-    pub(super) async fn stop(mut self) {
+    /// Has companions that died started again.
+    pub(super) fn look_after_companions(&self) {
+        if let Some(companion) = self.companion.clone() {
+            // Nobody waits for it.
+            drop(tokio::task::spawn_blocking(move || companion.revive()));
+        }
+    }
+
+    /// Ends this process for the sake of the next one, which takes over what is there: nothing is closed. Requests that are being served
+    /// are delivered again to it.
+    pub(super) async fn make_room(mut self) -> ! {
+        tracing::info!("making room for the next daemon");
+        if let Some(services) = self.services.take() {
+            services.end(Ending::Replaced).await;
+        }
+        std::process::exit(0)
+    }
+
+    /// Stops what has been started, in reverse order. Goes on whatever fails. What is left is for clients that have files open.
+    pub(super) async fn stop(mut self) -> Option<Rest> {
         if let Some(services) = self.services.take() {
             services.stop().await;
         }
@@ -172,37 +243,93 @@ impl Parts {
             teller.abort();
             let _ = teller.await;
         }
-        let stopped = blocking(move || {
-            if let Some(store) = &self.store
-                && let Err(error) = store.close()
-            {
-                tracing::error!(%error, "cannot close the store in order");
+        let mount = self.mount.take().and_then(Arc::into_inner);
+        let (store, keeper, companion) = (self.store.take(), self.keeper.take(), self.companion.take());
+        let link = self.link.clone();
+        let stopped = tokio::task::spawn_blocking(move || {
+            if let Some(companion) = &companion {
+                companion.stop_worker();
             }
-            if let Some(companion) = &self.companion {
-                companion.stop();
+            match (mount, store, keeper) {
+                (Some(mount), Some(store), Some(keeper)) => Rest {
+                    mount,
+                    store,
+                    keeper,
+                    link,
+                }
+                .finish(),
+                (_, store, keeper) => {
+                    if let Some(store) = store
+                        && let Err(error) = store.close()
+                    {
+                        tracing::error!(%error, "cannot close the store in order");
+                    }
+                    if let Some(keeper) = keeper {
+                        keeper.end();
+                    }
+                    None
+                }
             }
-            if let Some(mount) = self.mount.take().and_then(Arc::into_inner)
-                && let Err(error) = mount.stop()
-            {
-                tracing::error!(%error, "cannot detach the mount");
-            }
-            // Last of all: another process may start from here on.
-            drop(self.lock.take());
-            Ok(())
         });
-        if stopped.await.is_err() {
+        stopped.await.unwrap_or_else(|_| {
             tracing::error!("the stop ended unexpectedly");
-        }
+            None
+        })
     }
 }
 
-fn lock(dir: &Path) -> Result<DataLock, NodeError> {
+fn keeper_options(config: &Config) -> KeeperOptions {
+    KeeperOptions {
+        launcher: Some(nix::unistd::getppid().as_raw().cast_unsigned()),
+        ..KeeperOptions::new(config.fuse.takeover_timeout.or_zero())
+    }
+}
+
+fn reach_keeper(dir: &Path, options: KeeperOptions) -> Result<(Arc<Keeper>, Option<Inheritance>), NodeError> {
     let failed = |source| NodeError::DataDir {
         path: dir.to_path_buf(),
         source,
     };
     std::fs::create_dir_all(dir).map_err(failed)?;
-    Ok(DataLock::acquire(dir, LOCK_PATIENCE)?)
+    Ok(Keeper::connect(dir, options)?)
+}
+
+/// Listens. `patient`: the process before may have the port for another moment.
+async fn bind(config: &Config, patient: bool) -> Result<Server, NodeError> {
+    let deadline = Instant::now() + if patient { PORT_PATIENCE } else { Duration::ZERO };
+    loop {
+        match Server::bind(&config.http.addr).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(PORT_LOOK).await;
+            }
+            bound => {
+                return bound.map_err(|source| NodeError::Bind {
+                    address: config.http.addr.clone(),
+                    source,
+                });
+            }
+        }
+    }
+}
+
+/// The fence in the ledger, and the time as primary that a process before this one died in. `may_lead`: this process goes on with it.
+fn succession(ledger: &Arc<Ledger>, may_lead: bool) -> Succession {
+    let fence = Fence::sharing(Arc::new(Deadline(ledger.clone())));
+    let resumed = match ledger.epoch() {
+        0 => None,
+        epoch if may_lead => Resumed::left_in(&fence, epoch),
+        _ => None,
+    };
+    Succession { fence, resumed }
+}
+
+/// Where the fence keeps its deadline.
+struct Deadline(Arc<Ledger>);
+
+impl DeadlineCell for Deadline {
+    fn nanos(&self) -> &AtomicU64 {
+        self.0.deadline()
+    }
 }
 
 async fn blocking<T, F>(work: F) -> Result<T, NodeError>

@@ -4,19 +4,31 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::StoreOptions;
+use engine::{Role, StoreOptions};
 
-use super::{NodeError, Options};
+use super::NodeError;
 use crate::config::{self, Config, Durability};
 use crate::fuse::{MountOptions, Passthrough};
 use crate::lease::elector::ElectorOptions;
 use crate::lease::{ConsulLease, ConsulOptions, Lease, LeaseError, StaticLease};
+use crate::ledger::Ledger;
 use crate::services::ServiceOptions;
 
 const DEFAULT_TTL: Duration = Duration::from_secs(10);
 
-pub(super) fn store(config: &Config) -> StoreOptions {
+pub(super) fn store(config: &Config, ledger: &Arc<Ledger>) -> StoreOptions {
+    let noted = ledger.clone();
+    let defaults = StoreOptions::default();
+    if ledger.node_id() == 0 {
+        ledger.set_node_id(defaults.node_id);
+    }
     StoreOptions {
+        // To its cluster a node is the same when its daemon was replaced.
+        node_id: ledger.node_id(),
+        on_role: Some(Arc::new(move |role| match role {
+            Role::Primary { epoch } => noted.set_epoch(epoch),
+            Role::Replica => noted.set_epoch(0),
+        })),
         durability: match config.data.durability {
             Durability::Commit => engine::Durability::Commit,
             // `replicated` is refused before anything is started.
@@ -24,15 +36,15 @@ pub(super) fn store(config: &Config) -> StoreOptions {
         },
         compress: config.data.compress,
         seal: true,
-        ..StoreOptions::default()
+        ..defaults
     }
 }
 
-pub(super) fn mount(options: &Options) -> MountOptions {
-    let fuse = &options.config.fuse;
+pub(super) fn mount(config: &Config, skip_unmount: bool) -> MountOptions {
+    let fuse = &config.fuse;
     MountOptions {
         allow_other: fuse.allow_other,
-        take_over: !options.skip_unmount,
+        take_over: !skip_unmount,
         passthrough: match fuse.passthrough {
             config::Passthrough::Auto => Passthrough::Auto,
             config::Passthrough::On => Passthrough::On,

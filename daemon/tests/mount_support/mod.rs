@@ -12,18 +12,22 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use engine::disk::failing::FailingDisk;
 use engine::disk::sim::Fault;
 use engine::{CheckpointMode, DbName, Kernel, Role, Side, Store, StoreOptions};
-use litefs::companion::{Companion, CompanionOptions, DataLock};
-use litefs::fuse::{Lag, Mount, MountOptions, Passthrough, Presence};
+use litefs::companion::{Companion, Keeper, KeeperOptions};
+use litefs::fuse::{Beside, Lag, Mount, MountOptions, Passthrough, Presence};
 use litefs::metrics::Metrics;
 use rusqlite::{Connection, ErrorCode};
 use tempfile::TempDir;
 
 const ROLE_OF_PROCESS: &str = "LITEFS_TEST_DAEMON";
+/// As on a kernel before 6.9.
+const NO_RESEND: &str = "LITEFS_TEST_NO_RESEND";
+const TAKEOVER_TIMEOUT: &str = "LITEFS_TEST_TAKEOVER_TIMEOUT_MS";
 
 /// K or D.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +43,8 @@ pub struct Rig {
     dir: TempDir,
     daemon: Daemon,
     pub mode: Mode,
+    takeover_timeout: Duration,
+    resend: bool,
 }
 
 struct Daemon {
@@ -54,8 +60,33 @@ impl Rig {
 
     /// With the data directory, `data` below `dir`, on whatever file system that is.
     pub fn start_in(dir: TempDir, mode: Mode) -> Rig {
-        let daemon = Daemon::spawn(dir.path(), mode);
-        Rig { dir, daemon, mode }
+        Rig::start_with(dir, mode, Duration::from_secs(30))
+    }
+
+    /// `takeover_timeout`: how long clients wait for the next daemon.
+    pub fn start_with(dir: TempDir, mode: Mode, takeover_timeout: Duration) -> Rig {
+        let daemon = Daemon::spawn(dir.path(), mode, takeover_timeout, true);
+        Rig {
+            dir,
+            daemon,
+            mode,
+            takeover_timeout,
+            resend: true,
+        }
+    }
+
+    /// As on a kernel that does not deliver requests again.
+    pub fn start_old(mode: Mode) -> Rig {
+        let dir = TempDir::with_prefix("edge-mount-").unwrap();
+        let takeover_timeout = Duration::from_secs(30);
+        let daemon = Daemon::spawn(dir.path(), mode, takeover_timeout, false);
+        Rig {
+            dir,
+            daemon,
+            mode,
+            takeover_timeout,
+            resend: false,
+        }
     }
 
     pub fn mount(&self) -> PathBuf {
@@ -83,7 +114,38 @@ impl Rig {
         self.daemon.child.id()
     }
 
-    /// Kills the daemon without warning; the mount is dead from now on.
+    /// The processes beside the daemon, by the words of their command lines.
+    pub fn companions(&self, part: &str) -> Vec<u32> {
+        let data = self.dir.path().canonicalize().unwrap().join("data");
+        let wanted = format!("litefs\0companion\0{part}\0{}\0", data.display());
+        let pids = std::fs::read_dir("/proc").unwrap().flatten();
+        pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|pid: &u32| {
+                std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| words == wanted.as_bytes())
+            })
+            .collect()
+    }
+
+    /// Kills processes beside the daemon, and waits until they are gone.
+    pub fn kill_companions(&self, part: &str) {
+        for pid in self.companions(part) {
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid.cast_signed()),
+                nix::sys::signal::SIGKILL,
+            );
+            eventually("it is gone", || {
+                std::fs::read_to_string(format!("/proc/{pid}/stat"))
+                    .map_or(true, |stat| stat.contains(") Z "))
+            });
+        }
+    }
+
+    /// Files that clients have open.
+    pub fn client_handles(&mut self) -> usize {
+        self.ask("clients").parse().unwrap()
+    }
+
+    /// Kills the daemon without warning; nobody serves the mount from now on.
     pub fn kill(&mut self) {
         self.daemon.child.kill().unwrap();
         self.daemon.child.wait().unwrap();
@@ -91,7 +153,7 @@ impl Rig {
 
     /// Starts another daemon on the same data and mount point.
     pub fn restart(&mut self) {
-        self.daemon = Daemon::spawn(self.dir.path(), self.mode);
+        self.daemon = Daemon::spawn(self.dir.path(), self.mode, self.takeover_timeout, self.resend);
     }
 
     pub fn stop(mut self) {
@@ -115,15 +177,28 @@ impl Drop for Rig {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
+        for part in ["keeper", "opener"] {
+            for pid in self.companions(part) {
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid.cast_signed()),
+                    nix::sys::signal::SIGKILL,
+                );
+            }
+        }
         let _ = nix::mount::umount2(&self.mount(), nix::mount::MntFlags::MNT_DETACH);
     }
 }
 
 impl Daemon {
-    fn spawn(dir: &Path, mode: Mode) -> Daemon {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+    fn spawn(dir: &Path, mode: Mode, takeover_timeout: Duration, resend: bool) -> Daemon {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        if !resend {
+            command.env(NO_RESEND, "1");
+        }
+        let mut child = command
             .args(["--exact", "daemon_process", "--nocapture", "--test-threads=1"])
             .env(ROLE_OF_PROCESS, format!("{mode:?}"))
+            .env(TAKEOVER_TIMEOUT, takeover_timeout.as_millis().to_string())
             .current_dir(dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -202,26 +277,50 @@ pub fn serve_if_daemon() {
     std::fs::create_dir_all(&data).unwrap();
     let data = data.canonicalize().unwrap();
     Metrics::start();
-    let lock = DataLock::acquire(&data, Duration::from_secs(15)).unwrap();
     let program = PathBuf::from(env!("CARGO_BIN_EXE_litefs"));
-    let companion = Companion::start(&lock, &CompanionOptions { program }).unwrap();
+    let keeping = KeeperOptions {
+        program: program.clone(),
+        ..KeeperOptions::new(takeover_timeout())
+    };
+    let (keeper, mut inheritance) = Keeper::connect(&data, keeping).unwrap();
+    if let Some(inheritance) = &mut inheritance {
+        inheritance
+            .pin(keeper.ledger(), &Store::files_below(&data))
+            .unwrap();
+    }
+    let companion = Companion::start(&keeper, &program).unwrap();
+    // A time as primary without an end, as with a static lease.
+    keeper.ledger().deadline().store(u64::MAX, Ordering::Release);
     let disk = FailingDisk::default();
     let options = StoreOptions {
         disk: Arc::new(disk.clone()),
         seal: true,
         ..StoreOptions::default()
     };
-    let store = Store::open(&data, options).unwrap();
+    let primary = Role::Primary { epoch: 1 };
+    let store = match keeper.has_clients() {
+        true => Store::resume(&data, options, primary).unwrap(),
+        false => {
+            companion.settled();
+            let store = Store::open(&data, options).unwrap();
+            store.set_role(primary).unwrap();
+            store
+        }
+    };
     let presence = Arc::new(Presence::default());
     presence.set_lag(Lag::Primary);
     let options = MountOptions {
         passthrough,
         allow_other: true,
+        resend: std::env::var_os(NO_RESEND).is_none(),
         ..MountOptions::new("mnt")
     };
-    let mount = Mount::start(store.clone(), companion.clone(), presence.clone(), &options).unwrap();
-    store.start(mount.kernel()).unwrap();
-    store.set_role(Role::Primary { epoch: 1 }).unwrap();
+    let beside = Beside {
+        keeper: keeper.clone(),
+        companion: companion.clone(),
+    };
+    let mount = Mount::start(store.clone(), beside, presence.clone(), &options, inheritance).unwrap();
+    companion.settled();
     println!("> mounted {mode}");
     for question in std::io::stdin().lines() {
         let question = question.unwrap();
@@ -229,6 +328,12 @@ pub fn serve_if_daemon() {
         let answer = match words[..] {
             ["stop"] => break,
             ["requests"] => format!("{:?}", mount.requests().snapshot()),
+            ["revive"] => {
+                companion.revive();
+                "ok".into()
+            }
+            ["keepers", "replaced"] => keeper.replaced().to_string(),
+            ["clients"] => mount.client_handles().to_string(),
             ["coherence"] => format!("{:?}", mount.coherence()),
             ["role", "primary"] => result(store.set_role(Role::Primary { epoch: 2 })),
             ["role", "replica"] => result(store.set_role(Role::Replica)),
@@ -282,11 +387,18 @@ pub fn serve_if_daemon() {
         };
         println!("> {answer}");
     }
+    companion.stop_worker();
+    mount.detach().unwrap();
     store.close().unwrap();
-    companion.stop();
     mount.stop().unwrap();
     println!("> stopped");
     std::process::exit(0);
+}
+
+/// How long clients wait for the next daemon.
+fn takeover_timeout() -> Duration {
+    let timeout = std::env::var(TAKEOVER_TIMEOUT).ok();
+    Duration::from_millis(timeout.map_or(30_000, |text| text.parse().unwrap()))
 }
 
 fn database(name: &str) -> DbName {

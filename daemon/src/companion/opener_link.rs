@@ -1,0 +1,136 @@
+//! The opener as the daemon knows it: reached through the keeper, which starts another one if it dies.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::conversation::{Answer, Conversation};
+use super::keeper::Keeper;
+use super::protocol::{Fence, Task};
+use super::wire;
+
+/// How long an opener takes to say who it is.
+const READY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A file that the opener keeps for this daemon.
+struct Kept {
+    file: Weak<File>,
+    inode: u64,
+    fence: Fence,
+    path: PathBuf,
+}
+
+pub(super) struct OpenerLink {
+    keeper: Arc<Keeper>,
+    conversation: Mutex<Conversation>,
+    kept: Mutex<HashMap<u64, Kept>>,
+}
+
+impl OpenerLink {
+    pub(super) fn connect(keeper: Arc<Keeper>) -> io::Result<Arc<OpenerLink>> {
+        let conversation = begin(&keeper)?;
+        let link = Arc::new(OpenerLink {
+            keeper: keeper.clone(),
+            conversation: Mutex::new(conversation),
+            kept: Mutex::default(),
+        });
+        let reached = Arc::downgrade(&link);
+        keeper.set_opener_control(move || match reached.upgrade() {
+            Some(link) => link.control(),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        });
+        Ok(link)
+    }
+
+    /// Whether a request comes from the opener's thread that opens.
+    pub(super) fn is_thread(&self, thread: u32) -> bool {
+        self.conversation.lock().thread() == Some(thread)
+    }
+
+    /// Sends a task and waits for the answer, at most for `patience`. An opener that died meanwhile is replaced once.
+    pub(super) fn ask(&self, id: u64, task: &Task, patience: Duration) -> io::Result<Answer> {
+        match self.living()?.ask(id, task, patience) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.living()?.ask(id, task, patience),
+            answer => answer,
+        }
+    }
+
+    /// Notes a file that was opened under this id: another opener gets it if this one dies.
+    pub(super) fn keep(&self, id: u64, file: &Arc<File>, inode: u64, fence: Fence, path: PathBuf) {
+        let kept = Kept {
+            file: Arc::downgrade(file),
+            inode,
+            fence,
+            path,
+        };
+        self.kept.lock().insert(id, kept);
+    }
+
+    /// The daemon needs the file no more. The opener's duplicate would keep locks alive.
+    pub(super) fn close(&self, id: u64) {
+        self.kept.lock().remove(&id);
+        self.tell(&Task::Close { ids: vec![id] });
+    }
+
+    pub(super) fn tell(&self, task: &Task) {
+        let conversation = self.conversation.lock().clone();
+        if let Err(error) = conversation.tell(0, task, &[]) {
+            tracing::debug!(%error, ?task, "tell the opener");
+        }
+    }
+
+    /// A conversation with a living opener. One that died is replaced, and the new one keeps what the old one kept.
+    fn living(&self) -> io::Result<Conversation> {
+        let mut conversation = self.conversation.lock();
+        if conversation.is_over() {
+            tracing::error!("the opener process died; starting another");
+            *conversation = begin(&self.keeper)?;
+            for (id, kept) in &*self.kept.lock() {
+                let Some(file) = kept.file.upgrade() else { continue };
+                let task = Task::Keep {
+                    path: kept.path.clone(),
+                    inode: kept.inode,
+                    fence: kept.fence,
+                };
+                conversation.tell(*id, &task, &[file.as_fd()])?;
+            }
+        }
+        Ok(conversation.clone())
+    }
+
+    /// A connection to the opener for a new keeper.
+    fn control(&self) -> io::Result<OwnedFd> {
+        let (ours, theirs) = wire::pair()?;
+        self.living()?.tell(0, &Task::Control, &[theirs.as_fd()])?;
+        Ok(ours)
+    }
+
+    /// Whether the opener died since the last call of this kind; starts another one then.
+    pub(super) fn revive(&self) {
+        if let Err(error) = self.living() {
+            tracing::error!(%error, "no opener: clients cannot be fenced when this daemon dies");
+        }
+    }
+}
+
+/// Begins a conversation: the opener says first which thread is the one whose requests are the daemon's own.
+fn begin(keeper: &Keeper) -> io::Result<Conversation> {
+    let conversation = Conversation::begin("opener", keeper.opener()?)?;
+    let deadline = Instant::now() + READY_PATIENCE;
+    while conversation.thread().is_none() {
+        if conversation.is_over() || Instant::now() >= deadline {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the opener does not say who it is",
+            ));
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(conversation)
+}

@@ -1,0 +1,340 @@
+//! `litefs mount` and what it starts, over the ends of each process and under clients that keep their connections. Needs root and
+//! /dev/fuse.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use litefs::companion::Inhabitants;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rusqlite::{Connection, ErrorCode};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const PRIMARY: &str = "{type: static, hostname: one, advertise-url: 'http://127.0.0.1:1'}";
+
+/// A node in a directory of its own, started as a user does.
+struct Node {
+    dir: tempfile::TempDir,
+    launcher: Option<Child>,
+}
+
+impl Node {
+    fn start() -> Node {
+        let mut node = Node {
+            dir: tempfile::tempdir().unwrap(),
+            launcher: None,
+        };
+        node.configure(PRIMARY);
+        node.begin();
+        node
+    }
+
+    fn configure(&self, lease: &str) {
+        let root = self.dir.path().display();
+        let text = format!(
+            "data: {{dir: {root}/data}}\nfuse: {{dir: {root}/mnt}}\nlease: {lease}\nhttp: {{addr: '127.0.0.1:0'}}\n"
+        );
+        fs::write(self.dir.path().join("litefs.yml"), text).unwrap();
+    }
+
+    /// Starts it, and waits until it serves as the primary.
+    fn begin(&mut self) {
+        let served = self
+            .log()
+            .matches("waiting for signal or subprocess to exit")
+            .count();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("log"))
+            .unwrap();
+        let launcher = self
+            .litefs("mount")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.launcher = Some(launcher);
+        self.eventually("it serves", |node| {
+            node.log()
+                .matches("waiting for signal or subprocess to exit")
+                .count()
+                > served
+        });
+    }
+
+    fn litefs(&self, command: &str) -> Command {
+        let mut litefs = Command::new(env!("CARGO_BIN_EXE_litefs"));
+        litefs
+            .args([command, "-config"])
+            .arg(self.dir.path().join("litefs.yml"));
+        litefs
+    }
+
+    fn reload(&self) -> Output {
+        self.litefs("reload").output().unwrap()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("mnt").join(name)
+    }
+
+    fn inhabitants(&self) -> Inhabitants {
+        Inhabitants::of(&self.dir.path().join("data"))
+    }
+
+    fn is_mounted(&self) -> bool {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let path = self.dir.path().join("mnt");
+        mounts
+            .lines()
+            .any(|line| line.split(' ').nth(1).is_some_and(|at| Path::new(at) == path))
+    }
+
+    /// SIGTERM to what the user started; waits for its end.
+    fn stop(&mut self) -> Option<i32> {
+        self.signal_launcher(Signal::SIGTERM)
+    }
+
+    fn signal_launcher(&mut self, signal: Signal) -> Option<i32> {
+        let mut launcher = self.launcher.take().unwrap();
+        kill(Pid::from_raw(launcher.id().cast_signed()), signal).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = launcher.try_wait().unwrap() {
+                return status.code().or(status.signal().map(|signal| -signal));
+            }
+            assert!(Instant::now() < deadline, "it does not end: {}", self.log());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Kills the daemon, and waits until another one serves.
+    fn kill_daemon(&self) {
+        let old = self.inhabitants().daemon.unwrap();
+        kill(Pid::from_raw(old.cast_signed()), Signal::SIGKILL).unwrap();
+        self.eventually("another daemon is there", |node| {
+            node.inhabitants().daemon.is_some_and(|new| new != old)
+        });
+    }
+
+    #[track_caller]
+    fn eventually(&self, what: &str, condition: impl Fn(&Node) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !condition(self) {
+            assert!(Instant::now() < deadline, "{what}: {}", self.log());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn open(&self, name: &str, journal: &str) -> Connection {
+        let db = Connection::open(self.path(name)).unwrap();
+        db.busy_timeout(Duration::from_secs(10)).unwrap();
+        db.execute_batch(&format!(
+            "PRAGMA journal_mode={journal}; PRAGMA synchronous=NORMAL; CREATE TABLE IF NOT EXISTS t(x)"
+        ))
+        .unwrap();
+        db
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut launcher) = self.launcher.take() {
+            let _ = launcher.kill();
+            let _ = launcher.wait();
+        }
+        let left = self.inhabitants();
+        for process in [left.daemon, left.keeper].into_iter().flatten() {
+            let _ = kill(Pid::from_raw(process.cast_signed()), Signal::SIGKILL);
+        }
+        let _ = nix::mount::umount2(&self.dir.path().join("mnt"), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+fn insert(db: &Connection) -> Result<(), ErrorCode> {
+    db.execute("INSERT INTO t VALUES (1)", [])
+        .map(drop)
+        .map_err(|error| error.sqlite_error_code().unwrap())
+}
+
+fn count(db: &Connection) -> i64 {
+    db.query_row("SELECT count(*) FROM t", [], |row| row.get(0))
+        .unwrap()
+}
+
+#[test]
+fn a_daemon_that_dies_is_started_again_and_its_clients_go_on() {
+    let mut node = Node::start();
+    let (wal, delete) = (node.open("a.db", "wal"), node.open("b.db", "delete"));
+    for _ in 0..5 {
+        for db in [&wal, &delete] {
+            insert(db).unwrap();
+        }
+        node.kill_daemon();
+        for db in [&wal, &delete] {
+            insert(db).unwrap();
+        }
+    }
+    assert_eq!((count(&wal), count(&delete)), (10, 10));
+    drop((wal, delete));
+    assert_eq!(node.stop(), Some(0));
+    assert!(!node.is_mounted());
+    assert_eq!(node.inhabitants(), Inhabitants::default(), "nobody is left");
+}
+
+#[test]
+fn what_the_user_started_is_killed_and_started_again_and_clients_go_on() {
+    let mut node = Node::start();
+    let db = node.open("a.db", "wal");
+    for _ in 0..3 {
+        insert(&db).unwrap();
+        let daemon = node.inhabitants().daemon.unwrap();
+        assert_eq!(node.signal_launcher(Signal::SIGKILL), Some(-9));
+        node.eventually("the daemon ends with it", |_| {
+            !Path::new(&format!("/proc/{daemon}")).exists()
+        });
+        insert(&db).unwrap();
+        node.begin();
+        insert(&db).unwrap();
+    }
+    assert_eq!(count(&db), 9);
+    drop(db);
+    assert_eq!(node.stop(), Some(0));
+}
+
+#[test]
+fn a_reload_replaces_the_daemon_and_clients_meet_no_error() {
+    let mut node = Node::start();
+    let (wal, delete) = (node.open("a.db", "wal"), node.open("b.db", "delete"));
+    let inode = fs::metadata(node.path("a.db")).unwrap().ino();
+    for round in 1..=3 {
+        let before = node.inhabitants();
+        let output = node.reload();
+        assert!(output.status.success(), "{output:?}");
+        let after = node.inhabitants();
+        assert_eq!((after.keeper, after.launcher), (before.keeper, before.launcher));
+        assert_ne!(after.daemon, before.daemon);
+        for db in [&wal, &delete] {
+            insert(db).unwrap();
+            assert_eq!(count(db), round);
+        }
+    }
+    assert_eq!(fs::metadata(node.path("a.db")).unwrap().ino(), inode);
+    drop((wal, delete));
+    assert_eq!(node.stop(), Some(0));
+}
+
+#[test]
+fn a_reload_with_a_configuration_that_is_wrong_changes_nothing() {
+    let mut node = Node::start();
+    let db = node.open("a.db", "wal");
+    let before = node.inhabitants();
+    node.configure("{type: nonsense}");
+    let output = node.reload();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    // As a signal does it, which cannot look first.
+    kill(
+        Pid::from_raw(before.launcher.unwrap().cast_signed()),
+        Signal::SIGHUP,
+    )
+    .unwrap();
+    node.eventually("it says so", |node| {
+        node.log().contains("the new daemon did not start") && node.log().contains("the running one goes on")
+    });
+    assert_eq!(node.inhabitants(), before);
+    insert(&db).unwrap();
+    node.configure(PRIMARY);
+    assert!(node.reload().status.success());
+    insert(&db).unwrap();
+    drop(db);
+    assert_eq!(node.stop(), Some(0));
+}
+
+#[test]
+fn a_reload_where_nothing_runs_says_what_to_do() {
+    let mut node = Node::start();
+    assert_eq!(node.stop(), Some(0));
+    let output = node.reload();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr.contains("no litefs serves") && stderr.contains("hint: start one"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn clients_of_a_stopped_node_read_and_do_not_commit_and_go_on_after_the_next_start() {
+    for journal in ["wal", "delete", "truncate", "persist"] {
+        let mut node = Node::start();
+        let db = node.open("a.db", journal);
+        db.busy_timeout(Duration::ZERO).unwrap();
+        let inode = fs::metadata(node.path("a.db")).unwrap().ino();
+        for round in 1..=3 {
+            insert(&db).unwrap();
+            assert_eq!(node.stop(), Some(0), "{journal}");
+            assert!(!node.is_mounted());
+            for _ in 0..5 {
+                insert(&db).expect_err("a commit was acknowledged after the stop");
+            }
+            // In rollback mode SQLite looks for a journal by its path, where the mount is not.
+            assert_eq!(count(&db), round, "{journal}");
+            node.begin();
+            assert_eq!(fs::metadata(node.path("a.db")).unwrap().ino(), inode);
+            assert_eq!(count(&db), round, "{journal}");
+        }
+        let other = node.open("a.db", journal);
+        other.busy_timeout(Duration::from_secs(5)).unwrap();
+        insert(&other).unwrap();
+        insert(&db).unwrap();
+        assert_eq!((count(&db), count(&other)), (5, 5), "{journal}");
+        assert!(
+            node.log().contains("clients have files of the mount open")
+                && node.log().contains(&format!("{} (", std::process::id())),
+            "who holds on is named: {}",
+            node.log()
+        );
+        drop((db, other));
+        assert_eq!(node.stop(), Some(0));
+    }
+}
+
+#[test]
+fn what_is_left_of_a_stopped_node_ends_with_its_last_client() {
+    let mut node = Node::start();
+    let db = node.open("a.db", "wal");
+    insert(&db).unwrap();
+    assert_eq!(node.stop(), Some(0));
+    assert!(node.inhabitants().daemon.is_some(), "it stays for its client");
+    drop(db);
+    node.eventually("all end", |node| node.inhabitants() == Inhabitants::default());
+    node.begin();
+    assert_eq!(count(&node.open("a.db", "wal")), 1);
+    assert_eq!(node.stop(), Some(0));
+}
+
+#[test]
+fn a_second_daemon_is_told_at_once_who_has_the_directory() {
+    let node = Node::start();
+    let daemon = node.inhabitants().daemon.unwrap();
+    let started = Instant::now();
+    let output = node.litefs("mount").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains(&format!("is in use by litefs, process {daemon}")) && stderr.contains("hint: "),
+        "{stderr}"
+    );
+    assert!(started.elapsed() < PATIENCE);
+    assert!(node.is_mounted());
+}
