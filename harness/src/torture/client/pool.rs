@@ -94,8 +94,8 @@ impl Pool {
         self.slots[self.turn].failing_since = None;
     }
 
-    /// It did not; `works` tries the same on another one.
-    pub(super) fn failed(&mut self, works: impl FnOnce(&Connection) -> rusqlite::Result<()>) -> Verdict {
+    /// It did not; `works` tries the same on another one, and then once more on it: what kept both from working may just have passed.
+    pub(super) fn failed(&mut self, mut works: impl FnMut(&Connection) -> rusqlite::Result<()>) -> Verdict {
         let slot = &mut self.slots[self.turn];
         let since = *slot.failing_since.get_or_insert_with(Instant::now);
         if slot.connection.is_none() || since.elapsed() < SUSPICIOUS {
@@ -105,6 +105,11 @@ impl Pool {
             return Verdict::Kept;
         };
         if works(&fresh).is_err() {
+            return Verdict::Kept;
+        }
+        let again = self.slots[self.turn].connection.as_ref().map(&mut works);
+        if again.is_some_and(|again| again.is_ok()) {
+            self.worked();
             return Verdict::Kept;
         }
         self.opened += 1;

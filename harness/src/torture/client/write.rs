@@ -138,9 +138,11 @@ impl Client {
 
     /// Tries a new connection in the place of one that keeps failing.
     fn doubt(&mut self) {
-        let plan = self.plan(1, SMALL, Duration::ZERO);
+        // One for the new connection, one for the old one.
+        let mut plans = [(); 2].map(|()| self.plan(1, SMALL, Duration::ZERO)).into_iter();
         let (journal, last) = (&mut self.journal, &mut self.last);
         let verdict = self.pool.failed(|connection| {
+            let plan = plans.next().expect("two attempts are made at the most");
             journal.note(&Note::Trying {
                 first: plan.first,
                 rows: 1,
