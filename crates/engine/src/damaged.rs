@@ -9,11 +9,11 @@ use std::path::PathBuf;
 
 use parking_lot::Mutex;
 
-use crate::database::unseal_at;
 use crate::error::{Error, Result};
 use crate::layout;
 use crate::name::{DbName, Side};
 use crate::shared::Shared;
+use crate::writers::seal::unseal_at;
 
 /// Homes that could not be opened, by the name of their database.
 #[derive(Debug, Default)]

@@ -27,6 +27,7 @@ mod originals;
 mod shared;
 mod snapshot;
 mod store;
+mod writers;
 
 pub use database::{Database, DatabaseStatus, edge::FileOp};
 pub use error::{Error, Result};

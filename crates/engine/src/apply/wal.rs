@@ -25,6 +25,8 @@ use crate::error::{Error, Result};
 use crate::kernel::{Coherence, Kernel, LockFiles};
 use crate::log::Record;
 use crate::name::Side;
+use crate::writers::Writers;
+use crate::writers::fence::Fence;
 
 /// Bytes gathered before they are written.
 const GATHER: usize = 1 << 20;
@@ -35,10 +37,9 @@ const CHECKPOINT_FRAMES: u32 = 1000;
 /// DMS, which keeps the first client to connect from emptying the wal-index under it, and WAL_WRITE.
 pub(crate) struct Writer {
     locks: Arc<dyn LockFiles>,
-    /// WAL_WRITE and DMS were held before, to keep clients from writing.
-    fenced: bool,
-    /// Nobody is connected: who connects next builds the wal-index from the WAL.
-    alone: bool,
+    /// WAL_WRITE and DMS; goes to `writers`, to be the fence again or to be released.
+    fence: Option<Fence>,
+    writers: Arc<Writers>,
     /// The wal-index header that clients use. `None`: they have none yet, and build the wal-index from the WAL as soon as they
     /// get the lock.
     pub(super) index: Option<IndexHeader>,
@@ -63,32 +64,33 @@ impl Writer {
         if !shared? {
             return Err(db.busy("EXCLUSIVE"));
         }
+        let fence = db.writers.lend(&locks);
         let mut writer = Writer {
+            fence: Some(fence.unwrap_or_else(|| Fence::over(locks.clone()))),
+            writers: db.writers.clone(),
             locks: locks.clone(),
-            fenced: db.is_fenced(),
-            alone: false,
             index: None,
         };
         // Until SHARED was taken the last client may have removed what was opened before.
         if !Arc::ptr_eq(&db.locks()?, &locks) {
             return Err(db.busy("a wal-index that is being replaced"));
         }
-        writer.alone = try_lock(Side::Shm, lock::DMS, 1, true)?;
-        if writer.alone {
+        // Who connects next builds the wal-index from the WAL.
+        let alone = try_lock(Side::Shm, lock::DMS, 1, true)?;
+        if alone {
             // Nobody is left whom the fence could keep from writing.
-            writer.fenced = false;
-            db.lift_fence();
+            db.writers.release();
         } else if !try_lock(Side::Shm, lock::DMS, 1, false)? {
             return Err(db.busy("DMS"));
         }
         if !try_lock(Side::Shm, lock::WRITE, 1, true)? {
             return Err(db.busy("WAL_WRITE"));
         }
-        writer.fenced |= db.fence_late(writer.alone);
+        db.fence_late(alone);
         // Nobody is left whom the seal could keep from writing.
         db.break_seal(&mut db.state.lock())?;
         // What the last client left behind is of no interest to the next.
-        if !writer.alone {
+        if !alone {
             writer.index =
                 read_index_with(|bytes| locks.read_shm(bytes)).map_err(Error::io("shm.read", &path))?;
         }
@@ -109,13 +111,10 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        let unlock = |side, start, len| self.locks.unlock(side, start, len);
-        let index = match self.fenced {
-            true => Ok(()),
-            false => unlock(Side::Shm, lock::WRITE, 1).and(unlock(Side::Shm, lock::DMS, 1)),
-        };
-        let main = unlock(Side::Database, SHARED_FIRST, SHARED_SIZE);
-        if let Err(error) = index.and(main) {
+        if let Some(fence) = self.fence.take() {
+            self.writers.give_back(fence);
+        }
+        if let Err(error) = self.locks.unlock(Side::Database, SHARED_FIRST, SHARED_SIZE) {
             tracing::error!(%error, "cannot release a lock on the mount");
         }
     }

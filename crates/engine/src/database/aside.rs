@@ -6,8 +6,8 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::seal::{seal_again, unseal};
 use crate::error::{Error, Result};
+use crate::writers::seal::{seal_again, unseal};
 
 const PREFIX: &str = "wal-";
 
@@ -85,8 +85,8 @@ fn unsealed(file: &File, act: impl FnOnce() -> io::Result<()>) -> io::Result<boo
 mod tests {
     use std::io::Write;
 
-    use super::super::seal::seal;
     use super::*;
+    use crate::writers::seal::seal;
 
     /// A client of a dead mount that still has the WAL open would commit into a file that nobody reads. Needs CAP_LINUX_IMMUTABLE and a
     /// file system that knows it.

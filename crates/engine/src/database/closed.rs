@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use super::Database;
-use super::role::Fence;
+use super::role::Probe;
 use super::scratch::distrust;
 use super::settle::Found;
 use super::state::State;
@@ -94,7 +94,7 @@ impl Database {
         if self.shared.kernel().coherence() == Coherence::Intercepted {
             return Ok(Found::Settled);
         }
-        if self.is_fenced() {
+        if self.writers.is_fenced() {
             // Lifted where nobody is left or the wal-index has to be built anew; the next look decides what follows.
             self.keep_fence()?;
             return Ok(Found::Later);
@@ -103,17 +103,17 @@ impl Database {
             return Ok(Found::Settled);
         }
         let locks = self.locks()?;
-        Ok(match self.try_fence(&*locks)? {
-            Fence::Nobody => Found::Settled,
-            Fence::Taken => Found::Later,
-            Fence::Busy => Found::Pending,
+        Ok(match self.try_fence(&locks)? {
+            Probe::Nobody => Found::Settled,
+            Probe::Taken => Found::Later,
+            Probe::Busy => Found::Pending,
         })
     }
 
     /// Nothing is captured any more: what clients committed last stays in the WAL for the next start.
     pub(super) fn fence_to_demote(&self, deadline: Instant) -> Result<()> {
         let shm = self.state.lock().backing.get(Side::Shm)?.is_some();
-        if shm && !self.fence_wal(&*self.locks()?, deadline)? {
+        if shm && !self.fence_wal(&self.locks()?, deadline)? {
             self.cut_off()?;
         }
         Ok(())
@@ -125,7 +125,7 @@ impl Database {
             // A look of the settler that began before the promotion may be about to fence.
             let _turn = self.backlog.applying.lock();
             self.held_out.store(false, Ordering::Release);
-            self.unfence();
+            self.writers.release();
             if let Err(error) = self.break_seal(&mut self.state.lock()) {
                 tracing::error!(db = %self.name, %error, "clients cannot write the WAL");
             }

@@ -3,20 +3,16 @@
 //! sealed: such a client goes on reading, and its next commit fails. The seal is broken before anybody else writes the WAL: apply, a
 //! client's close, a promotion; and when a lock keeps the client out after all.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use sqlite_format::locks::{SHARED_FIRST, SHARED_SIZE};
 
 use super::Database;
-use super::seal::{seal, unseal};
 use super::state::State;
 use crate::error::{Error, Result};
 use crate::kernel::{Coherence, LockFiles};
 use crate::name::Side;
+use crate::writers::seal::Seal;
 
 impl Database {
     /// Whether a client holds the database for itself.
@@ -39,7 +35,7 @@ impl Database {
 
     /// Whether a client is there that nothing but the seal keeps from committing.
     pub(crate) fn is_held_off(&self) -> Result<bool> {
-        if !self.state.lock().wal_sealed {
+        if self.state.lock().seal.is_none() {
             return Ok(false);
         }
         Ok(self.held_out.load(Ordering::Acquire) || self.is_held_exclusively(&*self.locks()?)?)
@@ -52,7 +48,7 @@ impl Database {
         }
         let mut state = self.state.lock();
         self.seal_wal(&mut state)?;
-        match state.wal_sealed {
+        match state.seal.is_some() {
             true => {
                 tracing::info!(db = %self.name, "a client that holds on to the database cannot commit any more")
             }
@@ -68,33 +64,25 @@ impl Database {
     /// Keeps the WAL, if there is one, from being written. Whether that worked is in the state.
     pub(super) fn seal_wal(&self, state: &mut State) -> Result<()> {
         if let Some(wal) = state.backing.get(Side::Wal)? {
-            state.wal_sealed = seal(&wal).map_err(Error::io("wal.seal", state.backing.path(Side::Wal)))?;
+            let path = state.backing.path(Side::Wal);
+            let seal = Seal::put(&wal, path).map_err(Error::io("wal.seal", path))?;
+            if let Some(before) = std::mem::replace(&mut state.seal, seal) {
+                before.leave();
+            }
         }
         Ok(())
     }
 
     /// Lets the WAL be written and removed again.
     pub(crate) fn break_seal(&self, state: &mut State) -> Result<()> {
-        if state.wal_sealed {
-            let path = state.backing.path(Side::Wal).to_owned();
-            unseal_at(&path).map_err(Error::io("wal.unseal", &path))?;
-            state.wal_sealed = false;
+        if let Some(seal) = state.seal.take() {
+            if let Err((seal, error)) = seal.lift() {
+                state.seal = Some(seal);
+                return Err(Error::io("wal.unseal", state.backing.path(Side::Wal))(error));
+            }
             // It may be open for reading only, from when it was sealed.
             state.backing.forget(Side::Wal);
         }
         Ok(())
-    }
-}
-
-/// Breaks the seal of a file, if there are a file and a seal.
-pub(crate) fn unseal_at(path: &Path) -> io::Result<()> {
-    // What it is may be anything yet.
-    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
-    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let found = |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_file());
-    match opened {
-        Ok(file) if found(&file) => unseal(&file).map(drop),
-        // Whatever is wrong with it shows where it is needed.
-        Ok(_) | Err(_) => Ok(()),
     }
 }

@@ -21,7 +21,6 @@ mod resume_wal;
 mod role;
 pub(crate) mod scan;
 pub(crate) mod scratch;
-mod seal;
 pub(crate) mod settle;
 pub(crate) mod state;
 mod takeover;
@@ -43,8 +42,9 @@ use crate::kernel::LockFiles;
 use crate::log::{Log, Record};
 use crate::name::{DbName, Side};
 use crate::shared::Shared;
-pub(crate) use cut_off::unseal_at;
+use crate::writers::Writers;
 use state::State;
+use takeover::Inherited;
 
 /// A replicated database.
 pub struct Database {
@@ -58,8 +58,8 @@ pub struct Database {
     pub(crate) metrics: DatabaseMetrics,
     published: Mutex<Published>,
     pub(in crate::database) locks: Mutex<Option<Arc<dyn LockFiles>>>,
-    /// WAL_WRITE is held on behalf of a primary elsewhere.
-    fenced: AtomicBool,
+    /// Locks against clients that pass the daemon by.
+    pub(crate) writers: Arc<Writers>,
     /// A client was in the middle of a transaction when its time to write ended, and is to be fenced when it has let go.
     held_out: AtomicBool,
     /// A failure of the disk.
@@ -71,7 +71,7 @@ pub struct Database {
     /// Nobody knows what the files hold: they are closed until a start that verifies them.
     pub(crate) in_doubt: AtomicBool,
     /// Locks that the process before held are yet to be released.
-    pub(crate) inherited: AtomicBool,
+    inherited: Mutex<Option<Inherited>>,
 }
 
 /// Handles of the metrics with the database as label.
@@ -234,7 +234,7 @@ impl Database {
         {
             return Ok(locks.clone());
         }
-        self.fenced.store(false, Ordering::Release);
+        self.writers.leave();
         *cached = Some(opened.clone());
         Ok(opened)
     }
@@ -243,8 +243,18 @@ impl Database {
     /// is none of those who connect to the new ones.
     pub(crate) fn forget_locks(&self) {
         *self.locks.lock() = None;
-        self.fenced.store(false, Ordering::Release);
+        self.writers.leave();
         self.held_out.store(false, Ordering::Release);
+    }
+}
+
+/// Fences and seals outlive the process: a client that was kept from writing is kept from it without a gap.
+impl Drop for Database {
+    fn drop(&mut self) {
+        self.writers.leave();
+        if let Some(seal) = self.state.get_mut().seal.take() {
+            seal.leave();
+        }
     }
 }
 

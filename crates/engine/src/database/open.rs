@@ -22,12 +22,10 @@ use sqlite_format::Pgno;
 use super::aside::Aside;
 use super::backing::Backing;
 use super::closed::Closed;
-use super::cut_off::unseal_at;
 use super::open_wal::seal_left;
 use super::repair::{Touched, for_each_page};
 use super::scan::Scan;
 use super::scratch::{Clients, Left, Scratch, Writing, distrust};
-use super::seal::unseal;
 use super::state::State;
 use super::{Database, DatabaseMetrics};
 use crate::apply::Backlog;
@@ -37,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::log::{Log, LogOptions, Origin, RecordInfo, sync_last};
 use crate::name::{DbName, Side};
 use crate::shared::Shared;
+use crate::writers::seal::{unseal, unseal_at};
 
 /// Work that goes on beside the thread that opens the database.
 pub(super) fn aside_of<'scope, T: Send + 'scope>(
@@ -165,7 +164,7 @@ impl Database {
             all_synced: false,
             clients_sync: left.writing != Writing::Unknown,
             incoming: 0,
-            wal_sealed: false,
+            seal: None,
             retry_at: None,
             spare: Vec::new(),
         };
@@ -179,13 +178,13 @@ impl Database {
             backlog: Backlog::default(),
             published: Mutex::default(),
             locks: Mutex::new(None),
-            fenced: AtomicBool::new(false),
+            writers: Arc::default(),
             held_out: AtomicBool::new(false),
             closed,
             suspended: AtomicBool::new(false),
             unfinished_primary: AtomicBool::new(false),
             in_doubt: AtomicBool::new(false),
-            inherited: AtomicBool::new(false),
+            inherited: Mutex::new(None),
         });
         Ok((db, left))
     }

@@ -15,7 +15,6 @@ use sqlite_format::{PageSize, Pgno};
 use super::open::{aside_of, joined};
 use super::resume_wal::last_frame;
 use super::scratch::Left;
-use super::seal::seal;
 use super::state::State;
 use super::{Database, aside};
 use crate::capture::wal::{Until, Wal, read_header};
@@ -23,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::log::{Origin, RecordInfo};
 use crate::name::{DbName, Side};
 use crate::shared::Shared;
+use crate::writers::seal::seal;
 
 impl Database {
     /// Captures what the WAL holds beyond the log, then moves its content to the main file and removes it.

@@ -19,7 +19,6 @@ use super::Database;
 use super::backing::{Backing, Content};
 use super::repair::Touched;
 use super::scratch::{Clients, Left};
-use super::seal::is_sealed;
 use super::state::State;
 use crate::capture::wal::read_header;
 use crate::error::{Error, Result};
@@ -27,6 +26,7 @@ use crate::log::{Origin, RecordInfo};
 use crate::name::{DbName, Side};
 use crate::options::Durability;
 use crate::shared::Shared;
+use crate::writers::seal::Seal;
 
 /// Where the files are.
 pub(super) enum FilesAt {
@@ -118,8 +118,8 @@ impl Database {
         state.last_write = (!left.dirty.is_clean()).then(Instant::now);
         if let Some(wal) = state.backing.get(Side::Wal)? {
             state.wal.present = true;
-            let sealed = is_sealed(&wal).map_err(Error::io("wal.seal", state.backing.path(Side::Wal)))?;
-            state.wal_sealed = sealed;
+            let path = state.backing.path(Side::Wal);
+            state.seal = Seal::found(&wal, path).map_err(Error::io("wal.seal", path))?;
         }
         Ok(())
     }

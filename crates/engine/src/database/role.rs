@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use crate::kernel::{Coherence, LockFiles};
 use crate::layout;
 use crate::name::Side;
 use crate::store::{Retention, retain_policy};
+use crate::writers::fence::{Attempt, Fence};
 
 /// Pages compared in one turn of the mutex.
 const VERIFIED: u32 = 64;
@@ -29,7 +31,7 @@ const LOOK: Duration = Duration::from_millis(2);
 
 /// What came of an attempt to fence writers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fence {
+pub(super) enum Probe {
     /// No client is connected in WAL mode.
     Nobody,
     Taken,
@@ -38,11 +40,6 @@ pub(super) enum Fence {
 }
 
 impl Database {
-    /// Whether WAL_WRITE is held to keep clients from writing through handles from when this node was the primary.
-    pub(crate) fn is_fenced(&self) -> bool {
-        self.fenced.load(Ordering::Acquire)
-    }
-
     /// Ends the time as primary: no commit can return any more that is not in the log. Requests that would change
     /// something are refused already; what passes the daemon by is fenced with WAL_WRITE. A client that keeps a lock
     /// beyond the deadline is in the middle of a transaction that it cannot commit: its WAL is sealed, and the end of its journal
@@ -51,7 +48,8 @@ impl Database {
         self.end_writing(deadline)?;
         // Not before: a process that takes over in the middle has to begin anew.
         let mut state = self.state.lock();
-        let fenced = self.is_fenced() || self.held_out.load(Ordering::Acquire) || state.wal_sealed;
+        let fenced =
+            self.writers.is_fenced() || self.held_out.load(Ordering::Acquire) || state.seal.is_some();
         state.scratch.set_clients(match fenced {
             true => Clients::Fenced,
             false => Clients::Refused,
@@ -77,14 +75,14 @@ impl Database {
         let locks = self.locks()?;
         let (mut fenced, mut finished) = (true, true);
         if written {
-            fenced = self.fence_wal(&*locks, deadline)?;
+            fenced = self.fence_wal(&locks, deadline)?;
             finished = self.await_writer(&*locks, deadline)?;
         }
         let holds_on = has_wal && (!fenced || self.is_held_exclusively(&*locks)?);
         let cut_off = if holds_on { self.cut_off() } else { Ok(()) };
         let mut state = self.state.lock();
         // Who holds on may be about to publish what it has written.
-        let until = if state.wal_sealed {
+        let until = if state.seal.is_some() {
             Until::Chain
         } else {
             Until::Index
@@ -100,52 +98,42 @@ impl Database {
     }
 
     /// Fences connections that can write past the daemon; `false` if one of them holds out. Then the settler goes on trying.
-    pub(super) fn fence_wal(&self, locks: &dyn LockFiles, deadline: Instant) -> Result<bool> {
+    pub(super) fn fence_wal(&self, locks: &Arc<dyn LockFiles>, deadline: Instant) -> Result<bool> {
         loop {
-            let fence = self.try_fence(locks)?;
-            let held_out = fence == Fence::Busy && Instant::now() >= deadline;
+            let probe = self.try_fence(locks)?;
+            let held_out = probe == Probe::Busy && Instant::now() >= deadline;
             self.held_out.store(held_out, Ordering::Release);
-            match fence {
-                Fence::Nobody => return Ok(true),
-                Fence::Taken => {
+            match probe {
+                Probe::Nobody => return Ok(true),
+                Probe::Taken => {
                     self.shared.settler.watch(&self.name);
                     return Ok(true);
                 }
-                Fence::Busy if held_out => {
+                Probe::Busy if held_out => {
                     tracing::warn!(db = %self.name, "a client holds WAL_WRITE across the change of the primary");
                     self.shared.settler.watch(&self.name);
                     return Ok(false);
                 }
-                Fence::Busy => std::thread::sleep(LOOK),
+                Probe::Busy => std::thread::sleep(LOOK),
             }
         }
     }
 
-    /// Only connections from before can write past the daemon. Without any, the lock would but keep the first new one
-    /// from building its wal-index. With some, DMS keeps the wal-index that they have.
-    pub(super) fn try_fence(&self, locks: &dyn LockFiles) -> Result<Fence> {
-        let path = self.name.file(Side::Shm);
-        let try_lock = |start, exclusive| {
-            locks
-                .try_lock(Side::Shm, start, 1, exclusive)
-                .map_err(Error::io("wal.fence", &path))
-        };
-        let connected = locks.locked(Side::Shm, lock::DMS);
-        if !connected.map_err(Error::io("wal.fence", &path))? {
-            return Ok(Fence::Nobody);
-        }
-        if try_lock(lock::WRITE, true)? {
-            self.fenced.store(true, Ordering::Release);
-            if try_lock(lock::DMS, false)? {
+    /// One attempt to fence.
+    pub(super) fn try_fence(&self, locks: &Arc<dyn LockFiles>) -> Result<Probe> {
+        let attempt = Fence::attempt(locks).map_err(Error::io("wal.fence", self.name.file(Side::Shm)))?;
+        Ok(match attempt {
+            Attempt::Nobody => Probe::Nobody,
+            Attempt::Busy => Probe::Busy,
+            Attempt::Taken(fence) => {
                 tracing::info!(
                     db = %self.name,
                     "connections from the time as primary find the database locked until they are closed or this node is primary again"
                 );
-                return Ok(Fence::Taken);
+                self.writers.keep(fence);
+                Probe::Taken
             }
-            self.unfence();
-        }
-        Ok(Fence::Busy)
+        })
     }
 
     /// Waits for the end of a rollback-mode transaction; `false` if it does not come in time.
@@ -188,7 +176,7 @@ impl Database {
             if connected()? && !self.index_is_valid()? {
                 return Ok(true);
             }
-            if self.try_fence(&*locks)? == Fence::Busy {
+            if self.try_fence(&locks)? == Probe::Busy {
                 return Ok(true);
             }
             self.held_out.store(false, Ordering::Release);
@@ -197,7 +185,7 @@ impl Database {
                 self.break_seal(&mut self.state.lock())?;
             }
         }
-        if !self.is_fenced() {
+        if !self.writers.is_fenced() {
             if !self.shared.is_primary() {
                 self.note_clients(Clients::Refused);
             }
@@ -205,15 +193,15 @@ impl Database {
         }
         let alone = locks.try_lock(Side::Shm, lock::DMS, 1, true);
         if alone.map_err(Error::io("wal.unfence", self.name.file(Side::Shm)))? {
-            self.unfence();
+            self.writers.release();
         } else if !self.index_is_valid()? {
             // Clients need WAL_WRITE to build it anew. Meanwhile nothing but the seal keeps them from committing.
             self.cut_off()?;
             self.held_out.store(true, Ordering::Release);
-            self.unfence();
+            self.writers.release();
             return Ok(true);
         }
-        Ok(self.is_fenced())
+        Ok(self.writers.is_fenced())
     }
 
     /// Whether clients that connect can use the wal-index as it is: if its writer died in the middle, they need WAL_WRITE.
@@ -229,31 +217,11 @@ impl Database {
         Ok(index.is_some())
     }
 
-    /// A client that held out has let go of WAL_WRITE, and an apply has it now. `true` if it is to keep it as the fence.
-    pub(crate) fn fence_late(&self, alone: bool) -> bool {
-        let fences = self.held_out.swap(false, Ordering::AcqRel) && !alone;
-        if fences {
-            self.fenced.store(true, Ordering::Release);
+    /// A client that held out has let go of WAL_WRITE, and an apply has it now: it becomes the fence.
+    pub(crate) fn fence_late(&self, alone: bool) {
+        if self.held_out.swap(false, Ordering::AcqRel) && !alone {
+            self.writers.expect();
             self.shared.settler.watch(&self.name);
-        }
-        fences
-    }
-
-    /// The fence's locks go on as those of an apply.
-    pub(crate) fn lift_fence(&self) {
-        self.fenced.store(false, Ordering::Release);
-    }
-
-    /// Clients may write again.
-    pub(crate) fn unfence(&self) {
-        if self.fenced.swap(false, Ordering::AcqRel)
-            && let Some(locks) = self.cached_locks()
-            && let Err(error) =
-                locks
-                    .unlock(Side::Shm, lock::WRITE, 1)
-                    .and(locks.unlock(Side::Shm, lock::DMS, 1))
-        {
-            tracing::error!(db = %self.name, %error, "cannot release WAL_WRITE");
         }
     }
 
@@ -434,7 +402,7 @@ impl Database {
         }
         // Received records that clients kept from being applied are applied by the next start, and what a client commits that nothing
         // keeps from it is found by it.
-        let held_off = !self.held_out.load(Ordering::Acquire) || state.wal_sealed;
+        let held_off = !self.held_out.load(Ordering::Acquire) || state.seal.is_some();
         let caught_up = self.log.tail().is_none_or(|tail| tail.pos() == state.pos);
         if held_off && caught_up && state.scratch.dirty().is_clean() {
             state.scratch.close();
@@ -444,7 +412,7 @@ impl Database {
 
     /// No client is left who could write.
     pub(crate) fn release(&self) -> Result<()> {
-        self.unfence();
+        self.writers.release();
         self.forget_locks();
         self.break_seal(&mut self.state.lock())
     }

@@ -13,6 +13,7 @@ use crate::capture::wal::Wal;
 use crate::checksums::ChecksumTable;
 use crate::error::Result;
 use crate::name::Side;
+use crate::writers::seal::Seal;
 
 /// State of a database. Invariant outside of the functions that change it: `table` and `pos` describe the same
 /// transaction, and the rolling checksum of the table is the checksum of `pos`.
@@ -48,7 +49,7 @@ pub(crate) struct State {
     /// a part of it already.
     pub(crate) incoming: u32,
     /// A client that no lock can fence must not write the WAL.
-    pub(crate) wal_sealed: bool,
+    pub(crate) seal: Option<Seal>,
     /// The asynchronous trigger captures nothing before: it failed last time.
     pub(crate) retry_at: Option<Instant>,
     /// Room for one page.

@@ -1,6 +1,7 @@
 //! Locks of the process before this one: they belong to open file descriptions that the opener holds, so they outlived it. Fences stay
 //! without a gap, and what the process died with in the middle of something goes when that is done.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use sqlite_format::locks::{SHARED_FIRST, SHARED_SIZE};
 use sqlite_format::wal_index::lock;
 
 use super::Database;
-use super::role::Fence;
+use super::role::Probe;
 use super::scratch::{Applying, Clients, Method};
 use crate::error::{Error, Result};
 use crate::kernel::LockFiles;
@@ -18,6 +19,24 @@ use crate::name::Side;
 
 /// How long the end of a time as primary waits for clients in the middle of something.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Descriptors through which the process before may hold locks that nobody took over.
+pub(super) struct Inherited(Arc<dyn LockFiles>);
+
+impl Inherited {
+    /// Releases them, all but a fence.
+    fn release(self, fenced: bool) -> io::Result<()> {
+        let unlock = |side, start, len| self.0.unlock(side, start, len);
+        let all = SHARED_FIRST + SHARED_SIZE - PENDING_BYTE;
+        unlock(Side::Database, PENDING_BYTE, all)?;
+        unlock(Side::Shm, lock::CHECKPOINT, lock::DMS - lock::CHECKPOINT)?;
+        if !fenced {
+            unlock(Side::Shm, lock::WRITE, 1)?;
+            unlock(Side::Shm, lock::DMS, 1)?;
+        }
+        Ok(())
+    }
+}
 
 impl Database {
     /// Takes the locks over. Waits for nothing, and comes before the first request is answered.
@@ -37,10 +56,10 @@ impl Database {
         };
         if fenced || self.is_closed() {
             // Who holds out is fenced by the settler, when he has let go.
-            let fence = self.try_fence(&*locks)?;
-            self.held_out.store(fence == Fence::Busy, Ordering::Release);
+            let probe = self.try_fence(&locks)?;
+            self.held_out.store(probe == Probe::Busy, Ordering::Release);
         }
-        self.inherited.store(true, Ordering::Release);
+        *self.inherited.lock() = Some(Inherited(locks.clone()));
         match applying {
             None => self.release_inherited(),
             Some(applying) => self.keep_readers_out(locks, applying),
@@ -114,29 +133,13 @@ impl Database {
 
     /// Releases what the process before held and nobody needs: all but the fence.
     pub(crate) fn release_inherited(&self) -> Result<()> {
-        if !self.inherited.swap(false, Ordering::AcqRel) {
+        let Some(inherited) = self.inherited.lock().take() else {
             return Ok(());
-        }
+        };
         self.backlog.let_go();
-        let Some(locks) = self.cached_locks() else {
-            return Ok(());
-        };
-        let unlock = |side, start, len| {
-            locks
-                .unlock(side, start, len)
-                .map_err(Error::io("locks.release", self.name.file(side)))
-        };
-        unlock(
-            Side::Database,
-            PENDING_BYTE,
-            SHARED_FIRST + SHARED_SIZE - PENDING_BYTE,
-        )?;
-        unlock(Side::Shm, lock::CHECKPOINT, lock::DMS - lock::CHECKPOINT)?;
-        if !self.is_fenced() {
-            unlock(Side::Shm, lock::WRITE, 1)?;
-            unlock(Side::Shm, lock::DMS, 1)?;
-        }
-        Ok(())
+        inherited
+            .release(self.writers.is_fenced())
+            .map_err(Error::io("locks.release", self.name.as_str()))
     }
 
     /// The process before died when its time as primary had ended and not everybody was fenced: what was committed until now is captured,

@@ -94,7 +94,7 @@ impl Database {
         self.check_shortens(Side::Wal, file, size)?;
         let mut state = self.state.lock();
         self.capture_before_wal_goes(&mut state)?;
-        let sealed = state.wal_sealed;
+        let sealed = state.seal.is_some();
         self.break_seal(&mut state)?;
         let cut = file
             .set_len(size)

@@ -4,13 +4,79 @@
 //! (`locking_mode=EXCLUSIVE`), and that nobody fences if the companion was killed too. ext4 and f2fs refuse each write to an immutable
 //! file; others refuse only to open it, so it is tried out.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 /// `FS_IMMUTABLE_FL` of the kernel's `linux/fs.h`.
 const IMMUTABLE: libc::c_int = 0x10;
+
+/// A WAL that nobody can write or remove: sealed as long as the value lives, and beyond if it is left.
+#[derive(Debug)]
+pub(crate) struct Seal {
+    /// `None` once it is broken or left.
+    wal: Option<PathBuf>,
+}
+
+impl Seal {
+    /// Seals the WAL, which is open for writing; `None` where that is not possible.
+    pub(crate) fn put(wal: &File, path: &Path) -> io::Result<Option<Seal>> {
+        Ok(seal(wal)?.then(|| Seal::of(path)))
+    }
+
+    /// The seal that an earlier process left.
+    pub(crate) fn found(wal: &File, path: &Path) -> io::Result<Option<Seal>> {
+        Ok(is_sealed(wal)?.then(|| Seal::of(path)))
+    }
+
+    fn of(path: &Path) -> Seal {
+        Seal {
+            wal: Some(path.to_owned()),
+        }
+    }
+
+    /// Lets the WAL be written and removed again. If that fails it is sealed still.
+    pub(crate) fn lift(mut self) -> Result<(), (Seal, io::Error)> {
+        let Some(path) = &self.wal else { return Ok(()) };
+        match unseal_at(path) {
+            Ok(()) => {
+                self.wal = None;
+                Ok(())
+            }
+            Err(error) => Err((self, error)),
+        }
+    }
+
+    /// The WAL stays sealed: the process ends, or another value stands for the same seal.
+    pub(crate) fn leave(mut self) {
+        self.wal = None;
+    }
+}
+
+impl Drop for Seal {
+    fn drop(&mut self) {
+        if let Some(path) = &self.wal
+            && let Err(error) = unseal_at(path)
+        {
+            tracing::error!(%error, path = %path.display(), "the WAL stays sealed");
+        }
+    }
+}
+
+/// Breaks the seal of a file, if there are a file and a seal.
+pub(crate) fn unseal_at(path: &Path) -> io::Result<()> {
+    // What it is may be anything yet.
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let found = |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_file());
+    match opened {
+        Ok(file) if found(&file) => unseal(&file).map(drop),
+        // Whatever is wrong with it shows where it is needed.
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
 
 /// Seals the file, which is open for writing; `false` if its file system cannot, or if this process may not (`CAP_LINUX_IMMUTABLE`).
 pub(crate) fn seal(file: &File) -> io::Result<bool> {
@@ -35,7 +101,7 @@ pub(crate) fn seal(file: &File) -> io::Result<bool> {
 }
 
 /// Whether the file is sealed.
-pub(crate) fn is_sealed(file: &File) -> io::Result<bool> {
+fn is_sealed(file: &File) -> io::Result<bool> {
     Ok(flags(file)?.is_some_and(|flags| flags & IMMUTABLE != 0))
 }
 

@@ -1,0 +1,128 @@
+//! The fence: WAL_WRITE, which keeps clients from writing the WAL, and DMS, which keeps them the wal-index that they have. Whoever has
+//! the value has the locks.
+
+use std::io;
+use std::sync::Arc;
+
+use sqlite_format::wal_index::lock;
+
+use crate::kernel::LockFiles;
+use crate::name::Side;
+
+/// WAL_WRITE and DMS, released when dropped.
+pub(crate) struct Fence {
+    /// `None` once it is left.
+    locks: Option<Arc<dyn LockFiles>>,
+}
+
+/// What came of an attempt to fence.
+pub(crate) enum Attempt {
+    /// No client is connected in WAL mode.
+    Nobody,
+    Taken(Fence),
+    /// A client holds the lock.
+    Busy,
+}
+
+impl Fence {
+    /// The guard of locks that its owner takes one by one: what he did not get is released for nothing.
+    pub(crate) fn over(locks: Arc<dyn LockFiles>) -> Fence {
+        Fence { locks: Some(locks) }
+    }
+
+    /// Only connections from before can write past the daemon. Without any, the lock would but keep the first new one
+    /// from building its wal-index. With some, DMS keeps the wal-index that they have.
+    pub(crate) fn attempt(locks: &Arc<dyn LockFiles>) -> io::Result<Attempt> {
+        if !locks.locked(Side::Shm, lock::DMS)? {
+            return Ok(Attempt::Nobody);
+        }
+        if !locks.try_lock(Side::Shm, lock::WRITE, 1, true)? {
+            return Ok(Attempt::Busy);
+        }
+        let fence = Fence::over(locks.clone());
+        match locks.try_lock(Side::Shm, lock::DMS, 1, false)? {
+            true => Ok(Attempt::Taken(fence)),
+            false => Ok(Attempt::Busy),
+        }
+    }
+
+    /// Whether these are the files that are locked.
+    pub(crate) fn is_on(&self, locks: &Arc<dyn LockFiles>) -> bool {
+        self.locks.as_ref().is_some_and(|own| Arc::ptr_eq(own, locks))
+    }
+
+    /// Releases nothing: the locks end with the descriptors, or another guard has them.
+    pub(crate) fn leave(mut self) {
+        self.locks = None;
+    }
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        let Some(locks) = &self.locks else { return };
+        let write = locks.unlock(Side::Shm, lock::WRITE, 1);
+        if let Err(error) = write.and(locks.unlock(Side::Shm, lock::DMS, 1)) {
+            tracing::error!(%error, "cannot release WAL_WRITE");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::OfdLocks;
+    use std::fs::File;
+
+    /// The same two files, through other descriptors.
+    fn files(dir: &std::path::Path) -> Arc<dyn LockFiles> {
+        let open = |name| {
+            let mut options = File::options();
+            let options = options.read(true).write(true).create(true).truncate(false);
+            options.open(dir.join(name)).unwrap()
+        };
+        Arc::new(OfdLocks::new(open("db"), open("db-shm")).unwrap())
+    }
+
+    fn is_fenced(others: &dyn LockFiles) -> bool {
+        others.locked(Side::Shm, lock::WRITE).unwrap()
+    }
+
+    #[test]
+    fn locks_last_as_long_as_the_guard() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, client) = (files(dir.path()), files(dir.path()));
+        assert!(matches!(Fence::attempt(&own).unwrap(), Attempt::Nobody));
+        assert!(client.try_lock(Side::Shm, lock::DMS, 1, false).unwrap());
+        let Attempt::Taken(fence) = Fence::attempt(&own).unwrap() else {
+            panic!("nobody is in the way");
+        };
+        assert!(is_fenced(&*client) && fence.is_on(&own) && !fence.is_on(&client));
+        let moved = Some(fence);
+        assert!(is_fenced(&*client));
+        drop(moved);
+        assert!(!is_fenced(&*client));
+    }
+
+    #[test]
+    fn a_busy_writer_leaves_nothing_locked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, client) = (files(dir.path()), files(dir.path()));
+        assert!(client.try_lock(Side::Shm, lock::DMS, 1, true).unwrap());
+        assert!(matches!(Fence::attempt(&own).unwrap(), Attempt::Busy));
+        assert!(!is_fenced(&*client));
+        assert!(client.try_lock(Side::Shm, lock::WRITE, 1, true).unwrap());
+        assert!(matches!(Fence::attempt(&own).unwrap(), Attempt::Busy));
+    }
+
+    #[test]
+    fn a_fence_that_is_left_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, client) = (files(dir.path()), files(dir.path()));
+        assert!(client.try_lock(Side::Shm, lock::DMS, 1, false).unwrap());
+        let Attempt::Taken(fence) = Fence::attempt(&own).unwrap() else {
+            panic!("nobody is in the way");
+        };
+        fence.leave();
+        assert!(is_fenced(&*client));
+    }
+}
