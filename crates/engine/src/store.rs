@@ -17,7 +17,6 @@ use sqlite_format::header::has_magic;
 use crate::damaged::Damaged;
 use crate::database::Database;
 use crate::database::backing::create_like;
-use crate::database::scratch::Clients;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::kernel::{Direct, Kernel};
@@ -27,6 +26,7 @@ use crate::name::{DbName, Side};
 use crate::options::{Durability, Role, StoreOptions};
 use crate::shared::Shared;
 pub use crate::shared::Watcher;
+use crate::writers::access::Input;
 
 /// How long a change of the role waits for clients in the middle of something.
 const ROLE_PATIENCE: Duration = Duration::from_secs(5);
@@ -506,7 +506,7 @@ impl Store {
                 return Err(db.busy("records that arrived at the last moment"));
             }
             for db in &databases {
-                db.note_clients(Clients::Write);
+                db.enter(Input::Promoting);
             }
             *self.shared.role.write() = role;
             self.shared.primary.store(true, Ordering::Release);
@@ -519,6 +519,9 @@ impl Store {
     }
 
     fn demote(&self, role: Role) -> Result<()> {
+        for db in self.databases() {
+            db.enter(Input::Demoted);
+        }
         *self.shared.role.write() = role;
         self.shared.primary.store(false, Ordering::Release);
         let deadline = Instant::now() + ROLE_PATIENCE;

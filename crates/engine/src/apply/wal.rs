@@ -26,6 +26,7 @@ use crate::kernel::{Coherence, Kernel, LockFiles};
 use crate::log::Record;
 use crate::name::Side;
 use crate::writers::Writers;
+use crate::writers::access::Input;
 use crate::writers::fence::Fence;
 
 /// Bytes gathered before they are written.
@@ -79,14 +80,16 @@ impl Writer {
         let alone = try_lock(Side::Shm, lock::DMS, 1, true)?;
         if alone {
             // Nobody is left whom the fence could keep from writing.
-            db.writers.release();
+            db.enter(Input::Alone);
         } else if !try_lock(Side::Shm, lock::DMS, 1, false)? {
             return Err(db.busy("DMS"));
         }
         if !try_lock(Side::Shm, lock::WRITE, 1, true)? {
             return Err(db.busy("WAL_WRITE"));
         }
-        db.fence_late(alone);
+        if !alone {
+            db.enter(Input::Acquired);
+        }
         // Nobody is left whom the seal could keep from writing.
         db.break_seal(&mut db.state.lock())?;
         // What the last client left behind is of no interest to the next.

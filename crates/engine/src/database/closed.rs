@@ -5,20 +5,17 @@
 //! the transaction in which it happened), and writers that need no request to commit are fenced. The daemon is told, so that the node can hand its lease to a healthy one.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 use super::Database;
-use super::role::Probe;
 use super::scratch::distrust;
-use super::settle::Found;
 use super::state::State;
 use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::kernel::Coherence;
-use crate::name::{DbName, Side};
+use crate::name::DbName;
 use crate::shared::Shared;
+use crate::writers::Writers;
+use crate::writers::access::Input;
 
 /// Whether and why the database is closed for writing.
 pub(crate) struct Closed {
@@ -26,15 +23,17 @@ pub(crate) struct Closed {
     /// Of the database.
     home: PathBuf,
     shared: Arc<Shared>,
+    writers: Arc<Writers>,
     reason: OnceLock<String>,
 }
 
 impl Closed {
-    pub(super) fn new(name: DbName, home: &Path, shared: Arc<Shared>) -> Closed {
+    pub(super) fn new(name: DbName, home: &Path, shared: Arc<Shared>, writers: Arc<Writers>) -> Closed {
         Closed {
             name,
             home: home.to_owned(),
             shared,
+            writers,
             reason: OnceLock::new(),
         }
     }
@@ -51,8 +50,10 @@ impl Closed {
         });
         // What failed to reach the disk may be gone from memory too.
         distrust(&self.home);
-        // The settler fences.
-        self.shared.settler.watch(&self.name);
+        if self.writers.enter(Input::DiskFailed).watch {
+            // The settler fences.
+            self.shared.settler.watch(&self.name);
+        }
         self.shared.failures.notify(&self.name);
     }
 
@@ -87,49 +88,5 @@ impl Database {
             true => Ok(()),
             false => self.check_usable(),
         }
-    }
-
-    /// One attempt to fence the writers whom no request can be refused, on behalf of the settler.
-    pub(super) fn fence_closed(&self) -> Result<Found> {
-        if self.shared.kernel().coherence() == Coherence::Intercepted {
-            return Ok(Found::Settled);
-        }
-        if self.writers.is_fenced() {
-            // Lifted where nobody is left or the wal-index has to be built anew; the next look decides what follows.
-            self.keep_fence()?;
-            return Ok(Found::Later);
-        }
-        if self.state.lock().backing.get(Side::Shm)?.is_none() {
-            return Ok(Found::Settled);
-        }
-        let locks = self.locks()?;
-        Ok(match self.try_fence(&locks)? {
-            Probe::Nobody => Found::Settled,
-            Probe::Taken => Found::Later,
-            Probe::Busy => Found::Pending,
-        })
-    }
-
-    /// Nothing is captured any more: what clients committed last stays in the WAL for the next start.
-    pub(super) fn fence_to_demote(&self, deadline: Instant) -> Result<()> {
-        let shm = self.state.lock().backing.get(Side::Shm)?.is_some();
-        if shm && !self.fence_wal(&self.locks()?, deadline)? {
-            self.cut_off()?;
-        }
-        Ok(())
-    }
-
-    /// Clients may write again, unless the database is closed.
-    pub(crate) fn let_write(&self) {
-        if !self.is_closed() {
-            // A look of the settler that began before the promotion may be about to fence.
-            let _turn = self.backlog.applying.lock();
-            self.held_out.store(false, Ordering::Release);
-            self.writers.release();
-            if let Err(error) = self.break_seal(&mut self.state.lock()) {
-                tracing::error!(db = %self.name, %error, "clients cannot write the WAL");
-            }
-        }
-        self.shared.settler.watch(&self.name);
     }
 }

@@ -11,14 +11,13 @@
 mod aside;
 pub(crate) mod backing;
 mod closed;
-mod cut_off;
 pub(crate) mod edge;
+mod housekeeping;
 mod open;
 mod open_wal;
 mod repair;
 mod resume;
 mod resume_wal;
-mod role;
 pub(crate) mod scan;
 pub(crate) mod scratch;
 pub(crate) mod settle;
@@ -43,6 +42,7 @@ use crate::log::{Log, Record};
 use crate::name::{DbName, Side};
 use crate::shared::Shared;
 use crate::writers::Writers;
+use crate::writers::access::Input;
 use state::State;
 use takeover::Inherited;
 
@@ -58,10 +58,8 @@ pub struct Database {
     pub(crate) metrics: DatabaseMetrics,
     published: Mutex<Published>,
     pub(in crate::database) locks: Mutex<Option<Arc<dyn LockFiles>>>,
-    /// Locks against clients that pass the daemon by.
+    /// The right of clients to write, and the locks that keep the others from it.
     pub(crate) writers: Arc<Writers>,
-    /// A client was in the middle of a transaction when its time to write ended, and is to be fenced when it has let go.
-    held_out: AtomicBool,
     /// A failure of the disk.
     pub(crate) closed: Arc<closed::Closed>,
     /// The state has a quarantine.
@@ -234,7 +232,7 @@ impl Database {
         {
             return Ok(locks.clone());
         }
-        self.writers.leave();
+        self.enter(Input::FilesReplaced);
         *cached = Some(opened.clone());
         Ok(opened)
     }
@@ -243,15 +241,14 @@ impl Database {
     /// is none of those who connect to the new ones.
     pub(crate) fn forget_locks(&self) {
         *self.locks.lock() = None;
-        self.writers.leave();
-        self.held_out.store(false, Ordering::Release);
+        self.enter(Input::FilesReplaced);
     }
 }
 
 /// Fences and seals outlive the process: a client that was kept from writing is kept from it without a gap.
 impl Drop for Database {
     fn drop(&mut self) {
-        self.writers.leave();
+        self.enter(Input::FilesReplaced);
         if let Some(seal) = self.state.get_mut().seal.take() {
             seal.leave();
         }

@@ -25,7 +25,7 @@ use super::closed::Closed;
 use super::open_wal::seal_left;
 use super::repair::{Touched, for_each_page};
 use super::scan::Scan;
-use super::scratch::{Clients, Left, Scratch, Writing, distrust};
+use super::scratch::{Left, Scratch, Writing, distrust};
 use super::state::State;
 use super::{Database, DatabaseMetrics};
 use crate::apply::Backlog;
@@ -35,6 +35,8 @@ use crate::error::{Error, Result};
 use crate::log::{Log, LogOptions, Origin, RecordInfo, sync_last};
 use crate::name::{DbName, Side};
 use crate::shared::Shared;
+use crate::writers::Writers;
+use crate::writers::access::Input;
 use crate::writers::seal::{unseal, unseal_at};
 
 /// Work that goes on beside the thread that opens the database.
@@ -108,9 +110,8 @@ impl Database {
         let backing = Backing::new(&shared.files, &name);
         let (db, _) = Database::load(shared, name, home, backing)?;
         let mut state = db.state.lock();
-        if db.shared.is_primary() {
-            state.scratch.set_clients(Clients::Write);
-        }
+        let (primary, wrote) = (db.shared.is_primary(), false);
+        db.enter_locked(&mut state, Input::Opened { primary, wrote });
         state.scratch.confirm();
         drop(state);
         Ok(db)
@@ -130,7 +131,8 @@ impl Database {
             compress: shared.options.compress,
             same_boot: left.same_boot,
         };
-        let closed = Arc::new(Closed::new(name.clone(), &home, shared.clone()));
+        let writers = Arc::new(Writers::new());
+        let closed = Arc::new(Closed::new(name.clone(), &home, shared.clone(), writers.clone()));
         let (log, table) = std::thread::scope(|scope| {
             let table = aside_of(scope, || {
                 Ok(ChecksumTable::open(&**disk, &home.join("checksums"))?)
@@ -178,8 +180,7 @@ impl Database {
             backlog: Backlog::default(),
             published: Mutex::default(),
             locks: Mutex::new(None),
-            writers: Arc::default(),
-            held_out: AtomicBool::new(false),
+            writers,
             closed,
             suspended: AtomicBool::new(false),
             unfinished_primary: AtomicBool::new(false),

@@ -26,6 +26,7 @@ use crate::log::{Origin, RecordInfo};
 use crate::name::{DbName, Side};
 use crate::options::Durability;
 use crate::shared::Shared;
+use crate::writers::access::Input;
 use crate::writers::seal::Seal;
 
 /// Where the files are.
@@ -62,10 +63,6 @@ impl Database {
         };
         if !left.same_boot {
             // Whether clients are fenced is not known either; who is not has nothing to lose.
-            state.scratch.set_clients(match self.shared.is_primary() {
-                true => Clients::Write,
-                false => Clients::Fenced,
-            });
             self.close_unverified(
                 state,
                 &tail,
@@ -289,12 +286,11 @@ impl Database {
 
     /// On the primary clients write, whatever the process before died in the middle of.
     fn settle_clients(&self, state: &mut State) {
-        let unfenced = state.scratch.clients() == Clients::Write;
-        if self.shared.is_primary() {
-            state.scratch.set_clients(Clients::Write);
-        }
+        let primary = self.shared.is_primary();
+        let wrote = state.scratch.clients() == Clients::Write;
+        self.enter_locked(state, Input::Opened { primary, wrote });
         self.unfinished_primary
-            .store(unfenced && !self.shared.is_primary(), Ordering::Release);
+            .store(wrote && !primary, Ordering::Release);
     }
 }
 

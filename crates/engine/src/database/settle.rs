@@ -25,7 +25,7 @@ use crate::name::{DbName, Side};
 const PAUSE: Duration = Duration::from_millis(5);
 /// A client that holds its write lock for ever (EXCLUSIVE mode), uses no journal and does not sync, has finished when it pauses this
 /// long. It is a guess: a transaction that outgrows the cache is written in parts.
-pub(super) const LONG_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const LONG_PAUSE: Duration = Duration::from_secs(1);
 /// Where clients were seen to sync, one that pauses this long without a sync does not.
 const NO_SYNC: Duration = Duration::from_secs(10);
 /// How long a drain waits for lock files to be opened.
@@ -52,7 +52,7 @@ struct Watched {
 
 /// What a look at a watched database found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Found {
+pub(crate) enum Found {
     /// Nothing is left to capture, or the next step of a client will be seen.
     Settled,
     /// A transaction may be under way.
@@ -179,7 +179,7 @@ impl Database {
         Ok(if more { Found::Pending } else { found })
     }
 
-    pub(super) fn settle_pages(&self, state: &mut State, locked: bool, pause: Duration) -> Result<Found> {
+    pub(crate) fn settle_pages(&self, state: &mut State, locked: bool, pause: Duration) -> Result<Found> {
         if state.scratch.dirty().is_clean() {
             return Ok(Found::Settled);
         }

@@ -11,11 +11,12 @@ use sqlite_format::locks::{SHARED_FIRST, SHARED_SIZE};
 use sqlite_format::wal_index::lock;
 
 use super::Database;
-use super::role::Probe;
 use super::scratch::{Applying, Clients, Method};
 use crate::error::{Error, Result};
 use crate::kernel::LockFiles;
 use crate::name::Side;
+use crate::writers::access::Input;
+use crate::writers::enforce::Probe;
 
 /// How long the end of a time as primary waits for clients in the middle of something.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -56,8 +57,10 @@ impl Database {
         };
         if fenced || self.is_closed() {
             // Who holds out is fenced by the settler, when he has let go.
-            let probe = self.try_fence(&locks)?;
-            self.held_out.store(probe == Probe::Busy, Ordering::Release);
+            match self.try_fence(&locks)? {
+                Probe::Nobody | Probe::Taken => {}
+                Probe::Busy => self.enter(Input::HeldOut),
+            }
         }
         *self.inherited.lock() = Some(Inherited(locks.clone()));
         match applying {

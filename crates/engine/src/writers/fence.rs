@@ -18,7 +18,7 @@ pub(crate) struct Fence {
 /// What came of an attempt to fence.
 pub(crate) enum Attempt {
     /// No client is connected in WAL mode.
-    Nobody,
+    Unconnected,
     Taken(Fence),
     /// A client holds the lock.
     Busy,
@@ -34,7 +34,7 @@ impl Fence {
     /// from building its wal-index. With some, DMS keeps the wal-index that they have.
     pub(crate) fn attempt(locks: &Arc<dyn LockFiles>) -> io::Result<Attempt> {
         if !locks.locked(Side::Shm, lock::DMS)? {
-            return Ok(Attempt::Nobody);
+            return Ok(Attempt::Unconnected);
         }
         if !locks.try_lock(Side::Shm, lock::WRITE, 1, true)? {
             return Ok(Attempt::Busy);
@@ -91,7 +91,7 @@ mod tests {
     fn locks_last_as_long_as_the_guard() {
         let dir = tempfile::tempdir().unwrap();
         let (own, client) = (files(dir.path()), files(dir.path()));
-        assert!(matches!(Fence::attempt(&own).unwrap(), Attempt::Nobody));
+        assert!(matches!(Fence::attempt(&own).unwrap(), Attempt::Unconnected));
         assert!(client.try_lock(Side::Shm, lock::DMS, 1, false).unwrap());
         let Attempt::Taken(fence) = Fence::attempt(&own).unwrap() else {
             panic!("nobody is in the way");

@@ -1,9 +1,14 @@
 //! Who may write a database, and what keeps the others from it.
 //!
+//! * [`access`]: the rules, a table of states and transitions; `enforce`: what brings them about, on behalf of a change of the role and
+//!   of the settler;
 //! * [`fence`]: locks against clients that pass the daemon by, as a value that moves between the database and an apply;
 //!   [`seal`]: the WAL made immutable, against clients that hold these locks themselves.
 
+pub(crate) mod access;
+pub(crate) mod enforce;
 pub(crate) mod fence;
+mod held_off;
 pub(crate) mod seal;
 
 use std::sync::Arc;
@@ -11,92 +16,114 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::kernel::LockFiles;
+use access::{Access, Barrier, Effects, Guard, Input};
 use fence::Fence;
 
-/// The fence of a database.
-#[derive(Default)]
+/// The access of a database's clients, and the guard that belongs to it. Its mutex is the innermost: nothing is waited for under it.
 pub(crate) struct Writers {
     held: Mutex<Held>,
 }
 
-#[derive(Default)]
-enum Held {
-    #[default]
-    Nothing,
-    /// WAL_WRITE is held on behalf of a primary elsewhere.
-    Fence(Fence),
-    /// An apply has it, and brings it back.
-    Lent,
+struct Held {
+    access: Access,
+    /// There while the barrier is [`Barrier::Fenced`].
+    fence: Option<Fence>,
 }
 
 impl Writers {
-    /// Whether WAL_WRITE is held to keep clients from writing through handles from when this node was the primary.
-    pub(crate) fn is_fenced(&self) -> bool {
-        match &*self.held.lock() {
-            Held::Nothing => false,
-            Held::Fence(_) | Held::Lent => true,
+    pub(crate) fn new() -> Writers {
+        Writers {
+            held: Mutex::new(Held {
+                access: Access::Following(Barrier::Open),
+                fence: None,
+            }),
         }
     }
 
-    /// The locks are the database's fence from here on.
-    pub(crate) fn keep(&self, fence: Fence) {
-        let before = std::mem::replace(&mut *self.held.lock(), Held::Fence(fence));
-        // Taken once more through the same descriptors, they are one lock.
-        leave(before);
+    pub(crate) fn access(&self) -> Access {
+        self.held.lock().access
     }
 
-    /// Clients may write again.
-    pub(crate) fn release(&self) {
-        let before = std::mem::take(&mut *self.held.lock());
-        drop(before);
+    /// Whether WAL_WRITE is held to keep clients from writing through handles from when this node was the primary.
+    pub(crate) fn is_fenced(&self) -> bool {
+        match self.access().barrier() {
+            Barrier::Fenced | Barrier::Lent => true,
+            Barrier::Open | Barrier::HeldOff => false,
+        }
     }
 
-    /// What was locked protects nothing any more, or goes on when the process has ended.
-    pub(crate) fn leave(&self) {
-        leave(std::mem::take(&mut *self.held.lock()));
+    /// Whether nothing but a seal keeps a client from writing, which is fenced when it lets go.
+    pub(crate) fn is_held_off(&self) -> bool {
+        match self.access().barrier() {
+            Barrier::HeldOff => true,
+            Barrier::Open | Barrier::Fenced | Barrier::Lent => false,
+        }
+    }
+
+    /// Makes the transition. What is left to do is in the effects.
+    pub(crate) fn enter(&self, input: Input) -> Effects {
+        self.step(input, None).0
+    }
+
+    /// Clients are fenced by these locks, if the database has a use for them.
+    pub(crate) fn take(&self, fence: Fence) -> Effects {
+        self.step(Input::Taken, Some(fence)).0
     }
 
     /// The fence goes on as the lock of an apply. `None`: there is none on these files.
     pub(crate) fn lend(&self, locks: &Arc<dyn LockFiles>) -> Option<Fence> {
-        let mut held = self.held.lock();
-        match std::mem::take(&mut *held) {
-            Held::Fence(fence) if fence.is_on(locks) => {
-                *held = Held::Lent;
-                Some(fence)
-            }
-            before @ (Held::Nothing | Held::Fence(_) | Held::Lent) => {
-                *held = before;
-                None
-            }
+        let lent = self.step(Input::Borrowed, None).1?;
+        if lent.is_on(locks) {
+            return Some(lent);
         }
-    }
-
-    /// The lock of an apply is to be the fence when the apply is done.
-    pub(crate) fn expect(&self) {
-        let mut held = self.held.lock();
-        if let Held::Nothing = *held {
-            *held = Held::Lent;
-        }
+        lent.leave();
+        let _ = self.step(Input::FilesReplaced, None);
+        None
     }
 
     /// An apply is done: its lock is the fence again, or is released.
     pub(crate) fn give_back(&self, fence: Fence) {
+        let _ = self.step(Input::GivenBack, Some(fence));
+    }
+
+    /// Returns what the effects lend. What is released or forgotten goes without the mutex: that may be a request to the mount.
+    fn step(&self, input: Input, came: Option<Fence>) -> (Effects, Option<Fence>) {
         let mut held = self.held.lock();
-        match &*held {
-            Held::Nothing => {
-                drop(held);
-                drop(fence);
-            }
-            Held::Lent => *held = Held::Fence(fence),
-            // Somebody fenced meanwhile, through the same descriptors.
-            Held::Fence(_) => fence.leave(),
+        let (access, effects) = held.access.next(input);
+        let before = std::mem::replace(&mut held.access, access);
+        let (own, other) = match effects.guard {
+            Guard::Stay => (None, came),
+            Guard::Keep => match held.fence {
+                None => {
+                    held.fence = came;
+                    (None, None)
+                }
+                Some(_) => (None, came),
+            },
+            Guard::Release | Guard::Lend | Guard::Leave => (held.fence.take(), came),
+        };
+        drop(held);
+        if access != before {
+            tracing::debug!(?before, after = ?access, ?input, "access of clients");
         }
+        match effects.guard {
+            Guard::Stay => drop(other),
+            // Locked twice through the same descriptors, it is one lock.
+            Guard::Keep => forget(other),
+            Guard::Release if own.is_some() => forget(other),
+            Guard::Release => drop(other),
+            Guard::Lend => return (effects, own),
+            Guard::Leave => forget(own),
+        }
+        (effects, None)
     }
 }
 
-fn leave(held: Held) {
-    match held {
-        Held::Nothing | Held::Lent => {}
-        Held::Fence(fence) => fence.leave(),
+fn forget(fence: Option<Fence>) {
+    if let Some(fence) = fence {
+        fence.leave();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,20 +3,18 @@
 //! sealed: such a client goes on reading, and its next commit fails. The seal is broken before anybody else writes the WAL: apply, a
 //! client's close, a promotion; and when a lock keeps the client out after all.
 
-use std::sync::atomic::Ordering;
-
 use sqlite_format::locks::{SHARED_FIRST, SHARED_SIZE};
 
-use super::Database;
-use super::state::State;
+use super::seal::Seal;
+use crate::database::Database;
+use crate::database::state::State;
 use crate::error::{Error, Result};
 use crate::kernel::{Coherence, LockFiles};
 use crate::name::Side;
-use crate::writers::seal::Seal;
 
 impl Database {
     /// Whether a client holds the database for itself.
-    pub(super) fn is_held_exclusively(&self, locks: &dyn LockFiles) -> Result<bool> {
+    pub(crate) fn is_held_exclusively(&self, locks: &dyn LockFiles) -> Result<bool> {
         if self.backlog.keeps_readers_out() {
             // It is this node that does. To try the lock would give it away.
             return Ok(false);
@@ -38,11 +36,11 @@ impl Database {
         if self.state.lock().seal.is_none() {
             return Ok(false);
         }
-        Ok(self.held_out.load(Ordering::Acquire) || self.is_held_exclusively(&*self.locks()?)?)
+        Ok(self.writers.is_held_off() || self.is_held_exclusively(&*self.locks()?)?)
     }
 
     /// Keeps clients from committing. What they committed before is in the WAL.
-    pub(super) fn cut_off(&self) -> Result<()> {
+    pub(crate) fn cut_off(&self) -> Result<()> {
         if self.shared.kernel().coherence() == Coherence::Intercepted || !self.shared.options.seal {
             return Ok(());
         }
@@ -62,7 +60,7 @@ impl Database {
     }
 
     /// Keeps the WAL, if there is one, from being written. Whether that worked is in the state.
-    pub(super) fn seal_wal(&self, state: &mut State) -> Result<()> {
+    pub(crate) fn seal_wal(&self, state: &mut State) -> Result<()> {
         if let Some(wal) = state.backing.get(Side::Wal)? {
             let path = state.backing.path(Side::Wal);
             let seal = Seal::put(&wal, path).map_err(Error::io("wal.seal", path))?;
