@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
+use crate::health::Health;
 use crate::layout;
 use crate::name::{DbName, Side};
 use crate::shared::Shared;
@@ -24,7 +25,7 @@ pub(crate) struct Damaged {
 #[derive(Debug, Clone)]
 struct Home {
     dir: PathBuf,
-    reason: String,
+    health: Health,
 }
 
 impl Damaged {
@@ -34,7 +35,8 @@ impl Damaged {
             dir.display()
         );
         tracing::error!(db = %name, %reason, "going on without the database");
-        self.homes.lock().insert(name, Home { dir, reason });
+        let health = Health::Unreadable { reason };
+        self.homes.lock().insert(name, Home { dir, health });
     }
 
     pub(crate) fn contains(&self, name: &DbName) -> bool {
@@ -46,7 +48,7 @@ impl Damaged {
         let homes = self.homes.lock();
         homes
             .iter()
-            .map(|(name, home)| (name.clone(), home.reason.clone()))
+            .filter_map(|(name, home)| Some((name.clone(), home.health.reason()?.to_owned())))
             .collect()
     }
 
@@ -56,10 +58,7 @@ impl Damaged {
             return Ok(());
         };
         if shared.is_primary() {
-            return Err(Error::Quarantined {
-                db: name.clone(),
-                reason: home.reason,
-            });
+            return home.health.check(name);
         }
         let moved = set_aside(shared, name, &home)?;
         self.homes.lock().remove(name);

@@ -15,6 +15,7 @@ mod database;
 pub mod disk;
 mod error;
 mod event;
+mod health;
 mod import;
 pub mod inspect;
 pub mod kernel;

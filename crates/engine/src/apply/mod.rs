@@ -92,9 +92,7 @@ impl Database {
     /// [`Error::Log`] for damaged records; nothing is changed then.
     pub(crate) fn receive(self: &Arc<Self>, source: &mut dyn Read) -> Result<Pos> {
         let _turn = self.backlog.receiving.lock();
-        if self.in_doubt.load(Ordering::Acquire) {
-            self.check_usable()?;
-        }
+        self.check_verified()?;
         self.finish_primary()?;
         let mut head = [0; ltx::HEADER_SIZE];
         source
@@ -136,8 +134,7 @@ impl Database {
         if resets && self.is_suspended() {
             // The files are at no position at all: even a snapshot of the one they claim is applied.
             self.state.lock().pos = Pos::ZERO;
-            // What follows belongs to the new history.
-            self.suspended.store(false, Ordering::Release);
+            self.expect_to_heal();
         }
         self.shared.events.publish(&Event::Received {
             db: self.name.clone(),
@@ -371,7 +368,7 @@ impl Database {
         if record.info.is_snapshot() {
             return Ok(());
         }
-        if state.quarantine.is_none()
+        if !state.health.is_diverged()
             && !state.scratch.dirty().is_clean()
             && !state.backing.journal_is_hot()?
         {
@@ -383,13 +380,7 @@ impl Database {
                 }
             }
         }
-        match &state.quarantine {
-            Some(reason) => Err(Error::Quarantined {
-                db: self.name.clone(),
-                reason: reason.clone(),
-            }),
-            None => Ok(()),
-        }
+        self.health.divergence().check(&self.name)
     }
 }
 

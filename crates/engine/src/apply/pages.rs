@@ -43,7 +43,7 @@ impl ChangedPages {
     /// The next page whose content differs from what the table says; every page, if the table is for another page size
     /// or the files do not follow it.
     pub(super) fn next(&mut self, state: &mut State) -> Result<Option<ChangedPage>> {
-        let known = state.table.page_size() == Some(self.page_size) && state.quarantine.is_none();
+        let known = state.table.page_size() == Some(self.page_size) && !state.health.is_diverged();
         let mut data = vec![0; self.page_size.bytes()];
         while let Some(pgno) = self.decoder.next_page(&mut data)? {
             let checksum = ltx::page_checksum(pgno, &data);

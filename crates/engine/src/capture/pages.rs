@@ -17,7 +17,6 @@ use crate::database::scan::Scan;
 use crate::database::scratch::Dirty;
 use crate::database::state::State;
 use crate::error::Result;
-use crate::event::Event;
 use crate::log::Appender;
 
 impl Database {
@@ -145,30 +144,5 @@ impl Database {
             }
         }
         Ok(None)
-    }
-
-    /// Suspends replication of the database; clients go on.
-    pub(crate) fn quarantine(&self, state: &mut State, reason: String) {
-        if state.quarantine.is_none() {
-            tracing::warn!(db = %self.name, reason, "database is not replicated any more");
-            self.shared.events.publish(&Event::Quarantined {
-                db: self.name.clone(),
-                reason: reason.clone(),
-            });
-        }
-        self.tell_quarantine(Some(reason.clone()));
-        state.scratch.set_quarantine(Some(&reason));
-        state.quarantine = Some(reason);
-    }
-
-    pub(crate) fn resume(&self, state: &mut State) {
-        if state.quarantine.take().is_some() {
-            self.tell_quarantine(None);
-            state.scratch.set_quarantine(None);
-            tracing::info!(db = %self.name, "database is replicated again");
-            self.shared.events.publish(&Event::Resumed {
-                db: self.name.clone(),
-            });
-        }
     }
 }

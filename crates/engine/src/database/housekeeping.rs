@@ -167,7 +167,7 @@ impl Database {
         };
         self.log.sync()?;
         if let Err(error) = files.sync() {
-            self.closed.close(&error.to_string());
+            self.health.disk_failed(&error.to_string());
             return Err(error);
         }
         flush.write()?;
@@ -178,7 +178,7 @@ impl Database {
 
     pub(crate) fn sync_files(&self, state: &mut State) -> Result<()> {
         let synced = state.backing.durable()?.sync();
-        synced.inspect_err(|error| self.closed.close(&error.to_string()))
+        synced.inspect_err(|error| self.health.disk_failed(&error.to_string()))
     }
 
     /// A clean stop. Clients may still be there: whoever is fenced or sealed off stays so.

@@ -10,7 +10,6 @@
 
 mod aside;
 pub(crate) mod backing;
-mod closed;
 pub(crate) mod edge;
 mod housekeeping;
 mod open;
@@ -27,7 +26,7 @@ mod takeover;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use ltx::{Pos, Txid};
 use metrics::{Counter, Gauge, Histogram};
@@ -37,6 +36,7 @@ use sqlite_format::header::JournalMode;
 
 use crate::apply::Backlog;
 use crate::error::{Error, Result};
+use crate::health::Vitals;
 use crate::kernel::LockFiles;
 use crate::log::{Log, Record};
 use crate::name::{DbName, Side};
@@ -60,14 +60,9 @@ pub struct Database {
     pub(in crate::database) locks: Mutex<Option<Arc<dyn LockFiles>>>,
     /// The right of clients to write, and the locks that keep the others from it.
     pub(crate) writers: Arc<Writers>,
-    /// A failure of the disk.
-    pub(crate) closed: Arc<closed::Closed>,
-    /// The state has a quarantine.
-    pub(crate) suspended: AtomicBool,
+    pub(crate) health: Arc<Vitals>,
     /// The process before died before it had fenced everybody who wrote here: that comes before any record from elsewhere.
     pub(crate) unfinished_primary: AtomicBool,
-    /// Nobody knows what the files hold: they are closed until a start that verifies them.
-    pub(crate) in_doubt: AtomicBool,
     /// Locks that the process before held are yet to be released.
     inherited: Mutex<Option<Inherited>>,
 }
@@ -86,7 +81,6 @@ struct Published {
     page_size: Option<PageSize>,
     pages: u32,
     timestamp_ms: i64,
-    quarantine: Option<String>,
 }
 
 /// What is known about a database, for people and tools.
@@ -139,11 +133,6 @@ impl Database {
             .is_none_or(|tail| tail.pos() == self.state.lock().pos)
     }
 
-    /// Whether replication is suspended. Takes no lock.
-    pub(crate) fn is_suspended(&self) -> bool {
-        self.suspended.load(Ordering::Acquire)
-    }
-
     /// Captures all that clients have committed, then tells the position: it is never behind a commit that returned
     /// before the call.
     pub fn drain(&self) -> Result<Pos> {
@@ -170,9 +159,7 @@ impl Database {
             first_txid: self.log.first_txid(),
             log_bytes: self.log.bytes(),
             timestamp_ms: published.timestamp_ms,
-            quarantine: published
-                .quarantine
-                .or_else(|| self.closed.reason().map(str::to_owned)),
+            quarantine: self.health.summary().reason().map(str::to_owned),
         }
     }
 
@@ -197,12 +184,6 @@ impl Database {
         }
         self.metrics.txid.set(state.pos.txid.get() as f64);
         self.shared.changes.notify(&self.name);
-    }
-
-    /// Makes visible whether replication is suspended, and why.
-    pub(crate) fn tell_quarantine(&self, reason: Option<String>) {
-        self.suspended.store(reason.is_some(), Ordering::Release);
-        self.published.lock().quarantine = reason;
     }
 
     /// Lock files if they are open. Safe to call anywhere.

@@ -21,7 +21,6 @@ use sqlite_format::Pgno;
 
 use super::aside::Aside;
 use super::backing::Backing;
-use super::closed::Closed;
 use super::open_wal::seal_left;
 use super::repair::{Touched, for_each_page};
 use super::scan::Scan;
@@ -32,6 +31,7 @@ use crate::apply::Backlog;
 use crate::capture::wal::{Wal, read_header};
 use crate::checksums::ChecksumTable;
 use crate::error::{Error, Result};
+use crate::health::Vitals;
 use crate::log::{Log, LogOptions, Origin, RecordInfo, sync_last};
 use crate::name::{DbName, Side};
 use crate::shared::Shared;
@@ -132,7 +132,7 @@ impl Database {
             same_boot: left.same_boot,
         };
         let writers = Arc::new(Writers::new());
-        let closed = Arc::new(Closed::new(name.clone(), &home, shared.clone(), writers.clone()));
+        let health = Arc::new(Vitals::new(name.clone(), &home, shared.clone(), writers.clone()));
         let (log, table) = std::thread::scope(|scope| {
             let table = aside_of(scope, || {
                 Ok(ChecksumTable::open(&**disk, &home.join("checksums"))?)
@@ -146,8 +146,8 @@ impl Database {
             let record = log.find(at.txid)?;
             left.files_at = Some(at).filter(|at| record.is_some_and(|record| record.info.pos() == *at));
         }
-        let closing = closed.clone();
-        log.on_poison(move |reason| closing.close(reason));
+        let failing = health.clone();
+        log.on_poison(move |reason| failing.disk_failed(reason));
         if let Some(repair) = log.repair() {
             tracing::info!(db = %name, ?repair, "log ended in an unfinished record");
         }
@@ -160,7 +160,7 @@ impl Database {
             backing,
             aside: Aside::open(&home)?,
             wal: Wal::default(),
-            quarantine: None,
+            health: health.clone(),
             synced_writes: false,
             last_write: None,
             all_synced: false,
@@ -181,10 +181,8 @@ impl Database {
             published: Mutex::default(),
             locks: Mutex::new(None),
             writers,
-            closed,
-            suspended: AtomicBool::new(false),
+            health,
             unfinished_primary: AtomicBool::new(false),
-            in_doubt: AtomicBool::new(false),
             inherited: Mutex::new(None),
         });
         Ok((db, left))
@@ -230,7 +228,7 @@ impl Database {
             state.table.flush(state.pos.txid)?;
             state.aside.remove()?;
         }
-        if state.quarantine.is_none() {
+        if !state.health.is_diverged() {
             // Files and log agree. Not before: a start that is killed leaves the next one what it has to look for.
             state.set_cursor();
         }
@@ -262,7 +260,7 @@ impl Database {
 
     /// What clients wrote without a journal, and nobody could tell when they were done: nobody is at it any more.
     fn capture_leftovers(&self, state: &mut State) -> Result<()> {
-        if state.quarantine.is_some() || state.backing.journal_is_hot()? {
+        if state.health.is_diverged() || state.backing.journal_is_hot()? {
             return Ok(());
         }
         self.capture_pages(state, 0)

@@ -74,7 +74,7 @@ impl Database {
     /// them: pages without a journal are no transaction on top of these records, and a hot journal would take some of their pages back.
     /// What the log does not reach back for, the journal may have; where neither has a page, nothing is written.
     pub(super) fn give_way(&self, state: &mut State, touched: &mut Touched) -> Result<()> {
-        let Some(page_size) = state.page_size().filter(|_| state.quarantine.is_none()) else {
+        let Some(page_size) = state.page_size().filter(|_| !state.health.is_diverged()) else {
             return Ok(());
         };
         let hot = state.backing.journal_is_hot()?;
@@ -109,7 +109,7 @@ impl Database {
     /// Writes pages from the log where the files differ from it. Pages that clients wrote last are newer than the log:
     /// they stay, and are captured when this node may write.
     pub(super) fn repair(&self, state: &mut State, touched: Touched, tail: &RecordInfo) -> Result<()> {
-        if state.quarantine.is_some() || tail.commit == 0 || state.backing.journal_is_hot()? {
+        if state.health.is_diverged() || tail.commit == 0 || state.backing.journal_is_hot()? {
             return Ok(());
         }
         let Some(page_size) = state.page_size() else {
@@ -146,7 +146,7 @@ impl Database {
         else {
             return Ok(());
         };
-        if state.quarantine.is_some() || state.backing.journal_is_hot()? {
+        if state.health.is_diverged() || state.backing.journal_is_hot()? {
             return Ok(());
         }
         let wrong = differing(state, page_size, pages)?;

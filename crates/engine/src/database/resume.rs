@@ -88,8 +88,7 @@ impl Database {
             }
         }
         if let Some(reason) = &left.quarantine {
-            self.tell_quarantine(Some(reason.clone()));
-            state.quarantine = Some(reason.clone());
+            self.health.was_diverged(reason);
         }
         if !self.is_closed() {
             state.set_cursor_unless_lost();
@@ -279,9 +278,8 @@ impl Database {
     fn close_unverified(&self, state: &mut State, at: &RecordInfo, why: &str) {
         state.pos = at.pos();
         state.commit = at.commit;
-        self.in_doubt.store(true, Ordering::Release);
-        self.closed
-            .close(&format!("{why}: a start without clients has to verify it"));
+        self.health
+            .unverified(&format!("{why}: a start without clients has to verify it"));
     }
 
     /// On the primary clients write, whatever the process before died in the middle of.
@@ -297,7 +295,7 @@ impl Database {
 impl State {
     /// Notes where the files are, unless that is what nobody knows.
     fn set_cursor_unless_lost(&mut self) {
-        if !self.pos.is_zero() && self.quarantine.is_none() {
+        if !self.pos.is_zero() && !self.health.is_diverged() {
             self.set_cursor();
         }
     }

@@ -1,5 +1,6 @@
 //! The mutable state of one database, behind its mutex.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use ltx::Pos;
@@ -12,6 +13,7 @@ use super::scratch::Scratch;
 use crate::capture::wal::Wal;
 use crate::checksums::ChecksumTable;
 use crate::error::Result;
+use crate::health::Vitals;
 use crate::name::Side;
 use crate::writers::seal::Seal;
 
@@ -35,8 +37,8 @@ pub(crate) struct State {
     pub(crate) aside: Aside,
     /// What is known of the WAL.
     pub(crate) wal: Wal,
-    /// Why replication is suspended.
-    pub(crate) quarantine: Option<String>,
+    /// Whether the files follow the log.
+    pub(crate) health: Arc<Vitals>,
     /// SQLite synced the main file in the transaction that is under way, so its commit must be durable too.
     pub(crate) synced_writes: bool,
     /// When the main file was last written, to tell a pause from a stream of raw writes.

@@ -29,7 +29,7 @@ impl Database {
         };
         outcome.map_err(|e| {
             let error = Error::io(op, self.name.as_str())(e);
-            self.closed.close(&error.to_string());
+            self.health.disk_failed(&error.to_string());
             error
         })
     }
