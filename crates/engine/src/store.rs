@@ -506,7 +506,7 @@ impl Store {
                 return Err(db.busy("records that arrived at the last moment"));
             }
             for db in &databases {
-                db.enter(Input::Promoting);
+                db.enter_noting(&mut db.state.lock(), Input::Promoting);
             }
             *self.shared.role.write() = role;
             self.shared.primary.store(true, Ordering::Release);

@@ -111,7 +111,7 @@ impl Database {
         let (db, _) = Database::load(shared, name, home, backing)?;
         let mut state = db.state.lock();
         let (primary, wrote) = (db.shared.is_primary(), false);
-        db.enter_locked(&mut state, Input::Opened { primary, wrote });
+        db.enter_noting(&mut state, Input::Opened { primary, wrote });
         state.scratch.confirm();
         drop(state);
         Ok(db)

@@ -286,7 +286,7 @@ impl Database {
     fn settle_clients(&self, state: &mut State) {
         let primary = self.shared.is_primary();
         let wrote = state.scratch.clients() == Clients::Write;
-        self.enter_locked(state, Input::Opened { primary, wrote });
+        self.enter_noting(state, Input::Opened { primary, wrote });
         self.unfinished_primary
             .store(wrote && !primary, Ordering::Release);
     }

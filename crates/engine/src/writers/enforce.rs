@@ -34,26 +34,22 @@ pub(crate) enum Probe {
 }
 
 impl Database {
-    /// Something happened that clients' access depends on. Takes the mutex where there is something to note.
+    /// Something happened to the locks that clients' access depends on. With or without the mutex.
     pub(crate) fn enter(&self, input: Input) {
         self.deliver(self.writers.enter(input));
     }
 
-    fn deliver(&self, effects: Effects) {
-        if let Some(note) = effects.note {
-            self.state.lock().scratch.set_clients(note);
-        }
-        if effects.watch {
-            self.shared.settler.watch(&self.name);
-        }
-    }
-
-    /// As [`Database::enter`], with the mutex held.
-    pub(crate) fn enter_locked(&self, state: &mut State, input: Input) {
+    /// Something happened to the right of clients to write. It is noted for a process that takes over, under the mutex: the last note is
+    /// that of the last transition.
+    pub(crate) fn enter_noting(&self, state: &mut State, input: Input) {
         let effects = self.writers.enter(input);
         if let Some(note) = effects.note {
             state.scratch.set_clients(note);
         }
+        self.deliver(effects);
+    }
+
+    fn deliver(&self, effects: Effects) {
         if effects.watch {
             self.shared.settler.watch(&self.name);
         }
@@ -68,7 +64,7 @@ impl Database {
         self.end_writing(deadline)?;
         let mut state = self.state.lock();
         let sealed = state.seal.is_some();
-        self.enter_locked(&mut state, Input::Ended { sealed });
+        self.enter_noting(&mut state, Input::Ended { sealed });
         Ok(())
     }
 
@@ -193,7 +189,7 @@ impl Database {
         }
         match self.writers.access().barrier() {
             Barrier::Open | Barrier::HeldOff => {
-                self.enter(Input::Looked);
+                self.enter_noting(&mut self.state.lock(), Input::Looked);
                 Ok(false)
             }
             Barrier::Lent => Ok(true),
@@ -270,9 +266,10 @@ impl Database {
     pub(crate) fn let_write(&self) {
         // A look of the settler that began before the promotion may be about to fence.
         let _turn = (!self.is_closed()).then(|| self.backlog.applying.lock());
-        self.enter(Input::Promoted);
+        let mut state = self.state.lock();
+        self.enter_noting(&mut state, Input::Promoted);
         if self.writers.access() == Access::Writing
-            && let Err(error) = self.break_seal(&mut self.state.lock())
+            && let Err(error) = self.break_seal(&mut state)
         {
             tracing::error!(db = %self.name, %error, "clients cannot write the WAL");
         }
