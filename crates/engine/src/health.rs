@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::database::Database;
 use crate::database::scratch::distrust;
 use crate::database::state::State;
 use crate::error::{Error, Result};
@@ -216,64 +215,46 @@ impl Vitals {
         self.findings.lock().summary()
     }
 
-    /// As noted by the process before: it is known already.
-    pub(crate) fn was_diverged(&self, reason: &str) {
-        self.findings.lock().diverge(reason.to_owned());
-    }
-}
-
-impl Database {
-    /// Suspends replication of the database; clients go on.
-    pub(crate) fn quarantine(&self, state: &mut State, reason: String) {
-        state.scratch.set_quarantine(Some(&reason));
-        let first = self.health.findings.lock().diverge(reason.clone());
-        if first {
+    fn diverge(&self, reason: String) {
+        if self.findings.lock().diverge(reason.clone()) {
             tracing::warn!(db = %self.name, reason, "database is not replicated any more");
-            self.health.tell(&reason);
+            self.tell(&reason);
         }
     }
 
-    /// The files follow the log again.
-    pub(crate) fn resume(&self, state: &mut State) {
-        let healed = self.health.findings.lock().divergence.take();
-        if healed.is_some() {
-            state.scratch.set_quarantine(None);
+    /// Whether it had diverged.
+    fn heal(&self) -> bool {
+        let healed = self.findings.lock().divergence.take().is_some();
+        if healed {
             tracing::info!(db = %self.name, "database is replicated again");
-            self.shared.events.publish(&Event::Resumed {
-                db: self.name.clone(),
-            });
+            let db = self.name.clone();
+            self.shared.events.publish(&Event::Resumed { db });
         }
+        healed
     }
 
     /// Whether replication is suspended.
     pub(crate) fn is_suspended(&self) -> bool {
-        let findings = self.health.findings.lock();
-        findings
-            .divergence
-            .as_ref()
-            .is_some_and(|divergence| !divergence.replaced)
+        let findings = self.findings.lock();
+        let divergence = findings.divergence.as_ref();
+        divergence.is_some_and(|divergence| !divergence.replaced)
     }
 
     /// A snapshot that replaces the files is in the log: what follows belongs to the new history.
     pub(crate) fn expect_to_heal(&self) {
-        if let Some(divergence) = &mut self.health.findings.lock().divergence {
+        if let Some(divergence) = &mut self.findings.lock().divergence {
             divergence.replaced = true;
         }
     }
 
-    /// Whether a failure of the disk has closed the database for writing. Waits for nothing.
-    pub fn is_closed(&self) -> bool {
-        self.health.findings.lock().failure.is_some()
-    }
-
     /// Refuses what would be written to a failing disk.
     pub(crate) fn check_usable(&self) -> Result<()> {
-        self.health.disk().check(&self.name)
+        self.disk().check(&self.name)
     }
 
     /// Refuses records for files of which nobody knows what they hold.
     pub(crate) fn check_verified(&self) -> Result<()> {
-        match self.health.disk() {
+        match self.disk() {
             unverified @ Health::Unverified { .. } => unverified.check(&self.name),
             Health::Sound
             | Health::Diverged { .. }
@@ -282,15 +263,36 @@ impl Database {
         }
     }
 
+    /// Whether a failure of the disk has closed the database for writing.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.findings.lock().failure.is_some()
+    }
+
+    /// As noted by the process before: it is known already.
+    pub(crate) fn was_diverged(&self, reason: &str) {
+        self.findings.lock().diverge(reason.to_owned());
+    }
+}
+
+impl State {
+    /// Suspends replication of the database; clients go on.
+    pub(crate) fn diverge(&mut self, reason: String) {
+        self.scratch.set_quarantine(Some(&reason));
+        self.health.diverge(reason);
+    }
+
+    /// The files follow the log again.
+    pub(crate) fn heal(&mut self) {
+        if self.health.heal() {
+            self.scratch.set_quarantine(None);
+        }
+    }
+
     /// Lets the rollback through of the transaction in which the disk failed: readers are kept out until it is done.
-    pub(crate) fn check_restores(
-        &self,
-        state: &mut State,
-        restores: impl FnOnce(&State) -> bool,
-    ) -> Result<()> {
-        match state.backing.journal_is_hot()? && restores(state) {
+    pub(crate) fn check_restores(&mut self, restores: impl FnOnce(&State) -> bool) -> Result<()> {
+        match self.backing.journal_is_hot()? && restores(self) {
             true => Ok(()),
-            false => self.check_usable(),
+            false => self.health.check_usable(),
         }
     }
 }

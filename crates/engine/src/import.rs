@@ -81,7 +81,7 @@ impl Database {
         self.drain()?;
         {
             let mut state = self.state.lock();
-            self.check_usable()?;
+            self.health.check_usable()?;
             if self.log.tail().is_some_and(|tail| tail.pos() != state.pos) {
                 return Err(self.busy("an import that is being applied"));
             }

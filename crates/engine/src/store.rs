@@ -501,7 +501,7 @@ impl Store {
             let _turns: Vec<_> = databases.iter().map(|db| db.backlog.receiving.lock()).collect();
             if let Some(db) = databases
                 .iter()
-                .find(|db| !db.is_caught_up() && !db.is_suspended() && !db.is_closed())
+                .find(|db| !db.is_caught_up() && !db.health.is_suspended() && !db.is_closed())
             {
                 return Err(db.busy("records that arrived at the last moment"));
             }

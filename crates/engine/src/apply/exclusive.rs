@@ -98,7 +98,7 @@ impl Database {
             if self.is_held_off()? {
                 return Err(self.busy("a client that holds on to the WAL"));
             }
-            self.break_seal(&mut self.state.lock())?;
+            self.state.lock().break_seal()?;
             let path = self.name.file(Side::Wal);
             let kernel = self.shared.kernel();
             kernel

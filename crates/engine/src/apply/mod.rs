@@ -92,7 +92,7 @@ impl Database {
     /// [`Error::Log`] for damaged records; nothing is changed then.
     pub(crate) fn receive(self: &Arc<Self>, source: &mut dyn Read) -> Result<Pos> {
         let _turn = self.backlog.receiving.lock();
-        self.check_verified()?;
+        self.health.check_verified()?;
         self.finish_primary()?;
         let mut head = [0; ltx::HEADER_SIZE];
         source
@@ -131,10 +131,10 @@ impl Database {
         };
         appender.flush()?;
         drop(appender);
-        if resets && self.is_suspended() {
+        if resets && self.health.is_suspended() {
             // The files are at no position at all: even a snapshot of the one they claim is applied.
             self.state.lock().pos = Pos::ZERO;
-            self.expect_to_heal();
+            self.health.expect_to_heal();
         }
         self.shared.events.publish(&Event::Received {
             db: self.name.clone(),
@@ -311,7 +311,7 @@ impl Database {
         {
             let mut state = self.state.lock();
             self.begin_to_apply(&mut state, record, Method::Remove);
-            self.break_seal(&mut state)?;
+            state.break_seal()?;
             for side in Side::ALL {
                 #[cfg(feature = "canary")]
                 if crate::canary::lasts(crate::canary::Fault::KeepRemoved) {
@@ -324,7 +324,7 @@ impl Database {
             state.table.truncate(0);
             state.scratch.settle();
             state.applied(record);
-            self.resume(&mut state);
+            state.heal();
         }
         self.forget_locks();
         let kernel = self.shared.kernel();
@@ -350,7 +350,7 @@ impl Database {
         }
         if record.info.is_snapshot() {
             state.scratch.settle();
-            self.resume(state);
+            state.heal();
         }
         Ok(())
     }
@@ -358,7 +358,7 @@ impl Database {
     fn mismatch(&self, state: &mut State, record: &Record, have: Checksum) -> Error {
         let RecordInfo { max, post, .. } = record.info;
         let reason = format!("after transaction {max} the checksum is {have} instead of {post}");
-        self.quarantine(state, reason.clone());
+        state.diverge(reason.clone());
         self.corrupt(reason)
     }
 
@@ -376,7 +376,7 @@ impl Database {
                 None => state.scratch.settle(),
                 Some(pgno) => {
                     let reason = format!("page {pgno} was written while this node was no primary any more");
-                    self.quarantine(&mut state, reason);
+                    state.diverge(reason);
                 }
             }
         }

@@ -91,7 +91,7 @@ impl Writer {
             db.enter(Input::Acquired);
         }
         // Nobody is left whom the seal could keep from writing.
-        db.break_seal(&mut db.state.lock())?;
+        db.state.lock().break_seal()?;
         // What the last client left behind is of no interest to the next.
         if !alone {
             writer.index =
@@ -287,7 +287,7 @@ impl Database {
             return Ok(());
         };
         let reason = format!("a client committed page {pgno} while this node was no primary any more");
-        self.quarantine(state, reason.clone());
+        state.diverge(reason.clone());
         Err(Error::Quarantined {
             db: self.name.clone(),
             reason,

@@ -41,7 +41,7 @@ impl Database {
             self.time_capture(state, before, started);
             // Only now: what is not in the log must be compared again by whoever comes after a crash.
             state.scratch.settle();
-            self.resume(state);
+            state.heal();
         }
         Ok(())
     }
@@ -64,17 +64,14 @@ impl Database {
                 if state.pos.is_zero() {
                     state.scratch.settle();
                 } else {
-                    self.quarantine(
-                        state,
-                        format!("the file is no SQLite database any more: {reason}"),
-                    );
+                    state.diverge(format!("the file is no SQLite database any more: {reason}"));
                     state.scratch.mark_all();
                 }
                 return Ok(false);
             }
             #[cfg(feature = "canary")]
             Content::Database { .. } if crate::canary::lasts(crate::canary::Fault::Quarantine) => {
-                self.quarantine(state, "canary".to_owned());
+                state.diverge("canary".to_owned());
                 return Ok(false);
             }
             Content::Database { header, pages } => {

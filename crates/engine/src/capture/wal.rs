@@ -308,7 +308,7 @@ impl Database {
         if !state.wal.present {
             return Ok(false);
         }
-        self.check_usable()?;
+        self.health.check_usable()?;
         if state.commit == 0 && state.backing.len(Side::Database)? == 0 {
             // SQLite removes a WAL beside an empty main file unread; beside one that is yet to come it counts.
             state.wal.unknown = true;

@@ -120,10 +120,15 @@ impl Database {
     /// Position of the last record in the log. Zero on a replica whose files do not follow the log any more: only a
     /// snapshot helps.
     pub fn received(&self) -> Pos {
-        if self.is_suspended() && !self.shared.is_primary() {
+        if self.health.is_suspended() && !self.shared.is_primary() {
             return Pos::ZERO;
         }
         self.log.tail().map_or_else(|| self.position(), |tail| tail.pos())
+    }
+
+    /// Whether a failure of the disk has closed the database for writing. Waits for nothing.
+    pub fn is_closed(&self) -> bool {
+        self.health.is_closed()
     }
 
     /// Everything in the log is applied.

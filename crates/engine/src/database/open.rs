@@ -357,7 +357,7 @@ impl Database {
                 state.table.rolling(),
                 tail.post
             );
-            self.quarantine(state, reason);
+            state.diverge(reason);
         }
         state.wal.reset();
         Ok(())

@@ -136,7 +136,7 @@ impl Database {
 
     fn quarantine_lost(&self, state: &mut State, page: u32) {
         let reason = format!("page {page} is not what the log says, which does not have it any more");
-        self.quarantine(state, reason);
+        state.diverge(reason);
     }
 
     /// A client that keeps no journal on disk was in the middle of a transaction, which nobody can finish or roll back any more: the log

@@ -267,10 +267,7 @@ impl Database {
             return Ok(());
         }
         self.blank_table(state)?;
-        self.quarantine(
-            state,
-            format!("{why}: only a snapshot from the primary can repair it"),
-        );
+        state.diverge(format!("{why}: only a snapshot from the primary can repair it"));
         Ok(())
     }
 

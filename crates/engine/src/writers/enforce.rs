@@ -208,7 +208,7 @@ impl Database {
         }
         if !self.is_held_exclusively(&**locks)? {
             // Where it is sealed, SQLite opens a database for reading only, for as long as the connection lives.
-            self.break_seal(&mut self.state.lock())?;
+            self.state.lock().break_seal()?;
         }
         Ok(true)
     }
@@ -269,7 +269,7 @@ impl Database {
         let mut state = self.state.lock();
         self.enter_noting(&mut state, Input::Promoted);
         if self.writers.access() == Access::Writing
-            && let Err(error) = self.break_seal(&mut state)
+            && let Err(error) = state.break_seal()
         {
             tracing::error!(db = %self.name, %error, "clients cannot write the WAL");
         }
@@ -279,6 +279,6 @@ impl Database {
     pub(crate) fn release(&self) -> Result<()> {
         self.enter(Input::Alone);
         self.forget_locks();
-        self.break_seal(&mut self.state.lock())
+        self.state.lock().break_seal()
     }
 }

@@ -45,7 +45,7 @@ impl Database {
             return Ok(());
         }
         let mut state = self.state.lock();
-        self.seal_wal(&mut state)?;
+        state.seal_wal()?;
         match state.seal.is_some() {
             true => {
                 tracing::info!(db = %self.name, "a client that holds on to the database cannot commit any more")
@@ -58,13 +58,15 @@ impl Database {
         }
         Ok(())
     }
+}
 
-    /// Keeps the WAL, if there is one, from being written. Whether that worked is in the state.
-    pub(crate) fn seal_wal(&self, state: &mut State) -> Result<()> {
-        if let Some(wal) = state.backing.get(Side::Wal)? {
-            let path = state.backing.path(Side::Wal);
+impl State {
+    /// Keeps the WAL, if there is one, from being written. Whether that worked is in the self.
+    pub(crate) fn seal_wal(&mut self) -> Result<()> {
+        if let Some(wal) = self.backing.get(Side::Wal)? {
+            let path = self.backing.path(Side::Wal);
             let seal = Seal::put(&wal, path).map_err(Error::io("wal.seal", path))?;
-            if let Some(before) = std::mem::replace(&mut state.seal, seal) {
+            if let Some(before) = std::mem::replace(&mut self.seal, seal) {
                 before.leave();
             }
         }
@@ -72,14 +74,14 @@ impl Database {
     }
 
     /// Lets the WAL be written and removed again.
-    pub(crate) fn break_seal(&self, state: &mut State) -> Result<()> {
-        if let Some(seal) = state.seal.take() {
+    pub(crate) fn break_seal(&mut self) -> Result<()> {
+        if let Some(seal) = self.seal.take() {
             if let Err((seal, error)) = seal.lift() {
-                state.seal = Some(seal);
-                return Err(Error::io("wal.unseal", state.backing.path(Side::Wal))(error));
+                self.seal = Some(seal);
+                return Err(Error::io("wal.unseal", self.backing.path(Side::Wal))(error));
             }
             // It may be open for reading only, from when it was sealed.
-            state.backing.forget(Side::Wal);
+            self.backing.forget(Side::Wal);
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ impl Database {
             return Err(Error::ReadOnly(self.name.clone()));
         }
         // Without a journal there is nothing to roll back, and readers go on.
-        self.check_usable()?;
+        self.health.check_usable()?;
         op().map_err(Error::io("journal.create", self.name.file(Side::Journal)))
     }
 
@@ -48,7 +48,7 @@ impl Database {
         let mut state = self.state.lock();
         if state.scratch.dirty().is_clean() {
             // The settler may have been faster, and have found that the disk fails; or the process that was asked before has captured.
-            self.check_usable()?;
+            self.health.check_usable()?;
             return self.sync_commit(&mut state);
         }
         let mut head = [0; JOURNAL_HEADER_SIZE];
@@ -73,7 +73,7 @@ impl Database {
                 Ok(())
             }
             Some(_) => {
-                self.check_usable()?;
+                self.health.check_usable()?;
                 Err(Error::ReadOnly(self.name.clone()))
             }
         }

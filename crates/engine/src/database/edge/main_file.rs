@@ -24,7 +24,7 @@ impl Database {
     pub fn write_database(&self, file: &File, offset: u64, data: &[u8]) -> Result<()> {
         let mut state = self.state.lock();
         if self.is_closed() {
-            self.check_restores(&mut state, |state| is_restored(state, offset, data))?;
+            state.check_restores(|state| is_restored(state, offset, data))?;
         } else if self.shared.is_primary() {
             self.capture_wal(&mut state, Until::Index)?;
         } else if !preserves_content(&state, offset, data) {
@@ -43,7 +43,7 @@ impl Database {
         let mut state = self.state.lock();
         if self.is_closed() {
             let size_of = |page_size: PageSize, state: &State| page_size.file_size(state.commit);
-            self.check_restores(&mut state, |state| {
+            state.check_restores(|state| {
                 state
                     .page_size()
                     .is_some_and(|page_size| size_of(page_size, state) == size)
@@ -80,7 +80,7 @@ impl Database {
         let last_write = {
             let mut state = self.state.lock();
             if self.is_closed() {
-                self.check_restores(&mut state, |_| true)?;
+                state.check_restores(|_| true)?;
                 drop(state);
                 return self.sync(file, datasync, "database.sync");
             }
@@ -129,7 +129,7 @@ impl Database {
         if !self.shared.is_primary() && !state.pos.is_zero() && state.commit > 0 {
             return Err(Error::ReadOnly(self.name.clone()));
         }
-        self.check_usable()?;
+        self.health.check_usable()?;
         self.capture_wal(&mut state, Until::Index)?;
         // The record comes first: a file that is gone before it is logged could not be told from one that was lost.
         self.drop_content(&mut state)?;
@@ -166,7 +166,7 @@ impl Database {
         }
         state.scratch.settle();
         state.set_cursor();
-        self.resume(state);
+        state.heal();
         Ok(())
     }
 

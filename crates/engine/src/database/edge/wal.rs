@@ -28,7 +28,7 @@ impl Database {
             return Err(Error::ReadOnly(self.name.clone()));
         }
         let mut state = self.state.lock();
-        self.check_usable()?;
+        self.health.check_usable()?;
         if let Some(intact) = intact_frames(&state, offset)
             // A request that the process before has done comes once more, and takes nothing away.
             && !is_there(file, offset, data)?
@@ -82,7 +82,7 @@ impl Database {
         self.sync(file, datasync, "wal.sync")?;
         let mut state = self.state.lock();
         if self.shared.is_primary() {
-            self.check_usable()?;
+            self.health.check_usable()?;
             state.wal.present = true;
             self.capture_wal(&mut state, Until::Chain)?;
         }
@@ -95,13 +95,13 @@ impl Database {
         let mut state = self.state.lock();
         self.capture_before_wal_goes(&mut state)?;
         let sealed = state.seal.is_some();
-        self.break_seal(&mut state)?;
+        state.break_seal()?;
         let cut = file
             .set_len(size)
             .map_err(Error::io("wal.truncate", state.backing.path(Side::Wal)));
         if sealed {
             // It may be the very client that is not to write.
-            self.seal_wal(&mut state)?;
+            state.seal_wal()?;
         }
         cut?;
         if size == 0 {
@@ -115,7 +115,7 @@ impl Database {
         self.check_goes()?;
         let mut state = self.state.lock();
         self.capture_before_wal_goes(&mut state)?;
-        self.break_seal(&mut state)?;
+        state.break_seal()?;
         op().map_err(Error::io("wal.unlink", state.backing.path(Side::Wal)))?;
         state.backing.forget(Side::Wal);
         state.wal.present = false;
