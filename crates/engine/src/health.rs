@@ -164,12 +164,12 @@ impl Vitals {
         }
     }
 
-    /// The disk failed; the first reason stays. Called with any lock held, by whoever sees it.
+    /// The disk failed; the first reason stays. Any lock may be held.
     pub(crate) fn disk_failed(&self, reason: &str) {
         self.fail(reason, true);
     }
 
-    /// Nobody knows what the files hold.
+    /// It is unknown what the files hold.
     pub(crate) fn unverified(&self, reason: &str) {
         self.fail(reason, false);
     }
@@ -252,7 +252,7 @@ impl Vitals {
         self.disk().check(&self.name)
     }
 
-    /// Refuses records for files of which nobody knows what they hold.
+    /// Refuses records for files whose content is unknown.
     pub(crate) fn check_verified(&self) -> Result<()> {
         match self.disk() {
             unverified @ Health::Unverified { .. } => unverified.check(&self.name),

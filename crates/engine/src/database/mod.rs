@@ -4,6 +4,7 @@
 //! capture, and the changes that apply makes. READ requests never take it. [`crate::Kernel`] is never called with it
 //! held, because the kernel may wait for a request that waits for the mutex.
 //!
+//! * [`crate::writers`]: who may write; [`crate::health`]: whether files, log and disk can be trusted;
 //! * [`edge`]: what the kernel reports; * `open`: how a start finds its way back; * `settle`: capture of commits that
 //!   nobody reports; * [`crate::capture`], [`crate::commit`], [`crate::apply`], [`crate::snapshot`]: the links of a
 //!   transaction's life.
@@ -58,8 +59,9 @@ pub struct Database {
     pub(crate) metrics: DatabaseMetrics,
     published: Mutex<Published>,
     pub(in crate::database) locks: Mutex<Option<Arc<dyn LockFiles>>>,
-    /// The right of clients to write, and the locks that keep the others from it.
+    /// The right of clients to write, and the locks that keep them from it.
     pub(crate) writers: Arc<Writers>,
+    /// Whether files, log and disk can be trusted.
     pub(crate) health: Arc<Vitals>,
     /// The process before died before it had fenced everybody who wrote here: that comes before any record from elsewhere.
     pub(crate) unfinished_primary: AtomicBool,

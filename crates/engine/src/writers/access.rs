@@ -5,7 +5,7 @@
 //! only be kept out by locks: the [`Barrier`].
 //!
 //! * [`Access::Writing`] from a promotion to the next demotion, and no lock is held;
-//! * [`Access::Draining`] from a demotion until all is captured that was committed before and nobody commits any more;
+//! * [`Access::Draining`] from a demotion until every earlier commit is captured and no client can commit any more;
 //! * [`Access::Following`] then, and on a node that never was the primary;
 //! * [`Access::Failed`] from a failure of the disk to the end of the process, whatever the node's role.
 
@@ -21,7 +21,7 @@ pub(crate) enum Access {
     Draining(Barrier),
     /// The database follows a primary elsewhere.
     Following(Barrier),
-    /// The disk failed: nobody writes before a start has compared the files.
+    /// The disk failed: no client writes before a start has compared the files.
     Failed(Barrier),
 }
 
@@ -49,11 +49,11 @@ pub(crate) enum Input {
     Promoted,
     /// It is about to be the primary no more.
     Demoted,
-    /// What was committed before a demotion is captured, and nobody commits any more. `sealed`: the WAL is.
+    /// What was committed before a demotion is captured, and no client can commit any more. `sealed`: the WAL is.
     Ended { sealed: bool },
     /// A failure of the disk.
     DiskFailed,
-    /// An attempt to fence found nobody connected.
+    /// An attempt to fence found no client connected.
     Unconnected,
     /// An attempt to fence succeeded; its guard comes along.
     Taken,
@@ -181,7 +181,7 @@ impl Access {
         }
     }
 
-    /// Noted before anybody can write.
+    /// Noted before a client can write.
     fn promoting(self) -> Effects {
         match self {
             Access::Writing | Access::Draining(_) | Access::Following(_) => Effects::note(Clients::Write),
@@ -237,7 +237,7 @@ impl Access {
         }
     }
 
-    /// While clients may write, whoever locked something against them comes too late, and an apply has a lock of its own.
+    /// While clients may write, a fence comes too late and is released; the lock of an apply (an import) is its own.
     fn locked(self, input: Input) -> (Access, Effects) {
         let (barrier, effects) = self.barrier().next(input);
         match (self, effects.guard) {
@@ -257,7 +257,7 @@ impl Barrier {
         use Barrier::{Fenced, HeldOff, Lent, Open};
         let stays = (self, Effects::NONE);
         match (self, input) {
-            // Whoever held out is gone. A fence is lifted by who has DMS for itself.
+            // The client that held out is gone. Lifting a fence takes DMS held exclusively.
             (HeldOff, Input::Unconnected) => (Open, Effects::NONE),
             (Open | Fenced | Lent, Input::Unconnected) => stays,
 

@@ -1,8 +1,8 @@
 //! What makes [`Access`] true: takes and releases locks, seals, captures what was committed before, and notes for the next process what
 //! clients may do. Called by changes of the role, by the settler and by an apply.
 //!
-//! A fence is tried for, and lifted, without a lock of the engine, because the files of the locks may have to be opened. Two who try at
-//! once have the same lock; [`Access::next`] says whose it is.
+//! A fence is tried for, and lifted, without a lock of the engine, because the files of the locks may have to be opened. Two threads
+//! that try at once share one lock; [`Access::next`] says which of them keeps it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

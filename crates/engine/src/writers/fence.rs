@@ -1,5 +1,5 @@
-//! The fence: WAL_WRITE, which keeps clients from writing the WAL, and DMS, which keeps them the wal-index that they have. Whoever has
-//! the value has the locks.
+//! The fence: WAL_WRITE, which keeps clients from writing the WAL, and DMS, which keeps them the wal-index that they have. The owner
+//! of the value has the locks.
 
 use std::io;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub(crate) enum Attempt {
 }
 
 impl Fence {
-    /// The guard of locks that its owner takes one by one: what he did not get is released for nothing.
+    /// The guard of locks that its owner takes one by one. To release one that was not taken changes nothing.
     pub(crate) fn over(locks: Arc<dyn LockFiles>) -> Fence {
         Fence { locks: Some(locks) }
     }

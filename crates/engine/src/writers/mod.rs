@@ -1,4 +1,4 @@
-//! Who may write a database, and what keeps the others from it.
+//! Who may write a database, and what keeps other clients from it.
 //!
 //! * [`access`]: the rules, a table of states and transitions; `enforce`: what brings them about, on behalf of a change of the role and
 //!   of the settler;

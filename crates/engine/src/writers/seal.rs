@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// `FS_IMMUTABLE_FL` of the kernel's `linux/fs.h`.
 const IMMUTABLE: libc::c_int = 0x10;
 
-/// A WAL that nobody can write or remove: sealed as long as the value lives, and beyond if it is left.
+/// The seal of a WAL, which can be neither written nor removed: there as long as the value lives, and beyond if it is left.
 #[derive(Debug)]
 pub(crate) struct Seal {
     /// `None` once it is broken or left.
@@ -142,5 +142,32 @@ fn possible() -> io::Result<bool> {
             Ok(false)
         }
         _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// Needs CAP_LINUX_IMMUTABLE and a file system that knows it.
+    #[test]
+    fn a_seal_is_broken_with_its_value_unless_it_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db-wal");
+        let mut client = File::create(&path).unwrap();
+        let Some(seal) = Seal::put(&client, &path).unwrap() else {
+            return;
+        };
+        assert!(client.write(b"commit").is_err());
+        drop(seal);
+        assert!(client.write(b"commit").is_ok());
+        assert!(Seal::found(&client, &path).unwrap().is_none());
+        Seal::put(&client, &path).unwrap().unwrap().leave();
+        assert!(client.write(b"commit").is_err());
+        let found = Seal::found(&client, &path).unwrap();
+        assert!(found.unwrap().lift().is_ok());
+        assert!(client.write(b"commit").is_ok());
     }
 }

@@ -112,7 +112,7 @@ impl World {
                 locks.try_lock(Side::Shm, lock::WRITE, 1, true).unwrap();
                 self.apply = Some(fence);
             }
-            // Who applies knows, and nobody else looks meanwhile.
+            // An apply has the turn: neither the settler nor another apply comes in between.
             Input::Borrowed | Input::Alone | Input::IndexInvalid if self.apply.is_some() => {}
             // An apply holds SHARED, which keeps the files from being replaced.
             Input::FilesReplaced if self.apply.is_some() => {}
