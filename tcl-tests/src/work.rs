@@ -1,7 +1,7 @@
 //! The scratch space of a run: mount points, data directories, native directories.
 //!
 //! Each run has a directory of its own and holds a lock in it, so that what a killed run left behind can be told from what
-//! another one is using. A run that begins cures the former: it detaches mounts and removes the directory.
+//! another one is using. A run that begins cures the former: it ends daemons, detaches mounts and removes the directory.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::mount::detach_below;
+use crate::mount::end_below;
 
 const PREFIX: &str = "litefs-tcl-";
 /// Held as long as the run lives.
@@ -84,7 +84,7 @@ fn clear_left(base: &Path) {
         };
         if Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok() {
             tell(&format!("removing what a killed run left: {}", path.display()));
-            detach_below(&path);
+            end_below(&path);
             remove(&path);
         }
     }

@@ -14,7 +14,7 @@ use crate::baseline::Baseline;
 use crate::child::Account;
 use crate::execution::Bench;
 use crate::expectations::Expectations;
-use crate::mount::{Litefs, Mode, Spec};
+use crate::mount::{Litefs, Mode, Reloads, Spec};
 use crate::report::LOGS;
 use crate::run::{self, FileSummary, Layout, Native, Plan, RunResult, Summary};
 use crate::suite::JournalMode;
@@ -45,6 +45,9 @@ pub struct RunArgs {
     /// After each file compare every database with a replica and with what the log reconstructs.
     #[arg(long)]
     replica: bool,
+    /// While files run, replace every daemon, also the replica's, each so many seconds (as `litefs reload` does).
+    #[arg(long, value_name = "SECONDS", conflicts_with = "mount_command")]
+    reload_every: Option<NonZeroU64>,
     /// Seconds that a file may take on the mount (longer where it is slow natively).
     #[arg(long, default_value = "300")]
     timeout: NonZeroU64,
@@ -175,7 +178,7 @@ impl RunArgs {
         enterable(work.directory(), bench.account)?;
         let files = selected(all, &self.files)?;
         let spec = self.spec(bench.account)?;
-        let mode = run::try_mount(&spec, work.directory())?.unwrap_or_else(|| CONTROL.to_string());
+        let mode = run::try_mount(&spec.steady(), work.directory())?.unwrap_or_else(|| CONTROL.to_string());
         let expectations = match &self.expectations {
             Some(directory) => Expectations::load(directory, &bench.fixture.id(), &mode, &bench.permutation)?,
             None => Expectations::default(),
@@ -264,6 +267,9 @@ impl RunArgs {
             primary: None,
             allow_other: account != Account::Own,
             extra_config: self.litefs_config.replace("\\n", "\n"),
+            reloads: self
+                .reload_every
+                .map(|seconds| Reloads::every(Duration::from_secs(seconds.get()))),
         }))
     }
 
@@ -279,6 +285,9 @@ impl RunArgs {
         let mut name = format!("{}-{}-{mode}", bench.fixture.id(), bench.permutation);
         if self.replica {
             name.push_str("-replica");
+        }
+        if let Some(seconds) = self.reload_every {
+            name = format!("{name}-reload{seconds}");
         }
         if self.layout != Layout::Directory {
             name = format!("{name}-{}", self.layout.name());
@@ -300,6 +309,7 @@ impl RunArgs {
             native: plan.native.name().to_string(),
             layout: self.layout.name().to_string(),
             replica: self.replica,
+            reloads: outcome.reloads,
             jobs: self.jobs.get(),
             full: self.files.is_empty(),
             date: said_by("date", &["-u", "+%Y-%m-%d"]),
@@ -439,7 +449,7 @@ mod tests {
 
     #[test]
     fn no_time_and_no_job_are_refused() {
-        for option in ["--timeout", "--jobs"] {
+        for option in ["--timeout", "--jobs", "--reload-every"] {
             let words = |value| ["litefs-tcl", "run", option, value];
             assert!(crate::cli::Command::try_parse_from(words("0")).is_err());
             assert!(crate::cli::Command::try_parse_from(words("1")).is_ok());

@@ -5,12 +5,13 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use super::Mount;
+use super::processes::CONFIG;
+use super::reload::Reloads;
 
 /// How the kernel edge of the daemon works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -45,9 +46,25 @@ pub struct Litefs {
     pub allow_other: bool,
     /// Further lines of litefs.yml, verbatim.
     pub extra_config: String,
+    /// How often its daemon is replaced; never without.
+    pub reloads: Option<Reloads>,
+}
+
+/// What a node is in its cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Primary,
+    Replica,
 }
 
 impl Litefs {
+    pub(super) fn role(&self) -> Role {
+        match &self.primary {
+            Some(_) => Role::Replica,
+            None => Role::Primary,
+        }
+    }
+
     /// The command, with its configuration written below `home`, and the URL of its API.
     pub(super) fn command(
         &self,
@@ -57,7 +74,7 @@ impl Litefs {
     ) -> Result<(Command, Option<String>)> {
         let address = free_address()?;
         let api = format!("http://{address}");
-        let file = home.join("litefs.yml");
+        let file = home.join(CONFIG);
         let text = self.config(data, mountpoint, &address.to_string(), &api);
         std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
         let mut command = Command::new(&self.binary);
@@ -89,23 +106,13 @@ fn free_address() -> Result<SocketAddr> {
     listener.local_addr().context("find a free port")
 }
 
-/// Waits until a primary takes writes, which it refuses before, and until a replica answers: what that must have is checked
-/// file by file.
-pub(super) fn wait_until_ready(mount: &mut Mount, api: &str, deadline: Instant) -> Result<()> {
-    loop {
-        let ready =
-            |info: String| info.contains("\"isPrimary\"") && (mount.replica || is_true(&info, "isPrimary"));
-        if get(api, "/info").is_ok_and(ready) {
-            return Ok(());
-        }
-        if let Some(status) = mount.exited() {
-            bail!("the node ended while starting: {status}{}", mount.last_words());
-        }
-        if Instant::now() > deadline {
-            bail!("the node was not ready in time{}", mount.last_words());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+/// Whether a primary takes writes, which it refuses at first, and whether a replica answers: what that must have is checked file by
+/// file.
+pub(super) fn is_ready(api: &str, role: Role) -> bool {
+    get(api, "/info").is_ok_and(|info| match role {
+        Role::Primary => is_true(&info, "isPrimary"),
+        Role::Replica => info.contains("\"isPrimary\""),
+    })
 }
 
 /// How the kernel edge of a node works.

@@ -1,27 +1,34 @@
 //! The mount under test: a process that serves a directory until it is told to end.
 //!
-//! Invariants: a [`Mount`] in hand was seen in the mount table; dropping it ends the process and
-//! detaches the directory, whatever state it is in. The runner's threads never touch the mounted directory
-//! themselves (see [`crate::child`]).
+//! Invariants: a [`Mount`] in hand was seen in the mount table; dropping it ends the process, what that has
+//! started for itself ([`processes`]), and detaches the directory, whatever state it is in. The runner's threads never touch the mounted
+//! directory themselves (see [`crate::child`]).
 
 mod litefs;
+mod processes;
+mod reload;
+mod service;
 mod table;
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, umount2};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 pub use litefs::{Litefs, Mode};
+pub use reload::Reloads;
 
 use crate::child::die_with_parent;
 use crate::execution::errand;
+use processes::{DATA, Whose};
+use reload::Reloader;
+use service::{Node, Service, Shared};
 
 /// What is mounted.
 #[derive(Debug, Clone)]
@@ -33,29 +40,57 @@ pub enum Spec {
     Command(String),
 }
 
+impl Spec {
+    /// The same, with a daemon that is never replaced.
+    pub fn steady(&self) -> Spec {
+        match self {
+            Spec::Litefs(litefs) => Spec::Litefs(Litefs {
+                reloads: None,
+                ..litefs.clone()
+            }),
+            other @ Spec::Command(_) => other.clone(),
+        }
+    }
+
+    /// How often daemons are replaced, if they are.
+    pub fn reloads(&self) -> Option<&Reloads> {
+        match self {
+            Spec::Litefs(litefs) => litefs.reloads.as_ref(),
+            Spec::Command(_) => None,
+        }
+    }
+}
+
 /// A running mount.
 #[derive(Debug)]
 pub struct Mount {
-    child: Child,
+    service: Shared,
+    /// Replaces the daemon while the mount is in use.
+    reloader: Option<Reloader>,
+    home: PathBuf,
     directory: PathBuf,
-    log: PathBuf,
     /// The admin API of a litefs node.
     api: Option<String>,
-    replica: bool,
-    ended: Option<ExitStatus>,
 }
+
+/// As long as it lives, no daemon is replaced.
+pub struct Hold<'a>(#[expect(dead_code, reason = "held for its end")] MutexGuard<'a, Service>);
 
 /// What the process behind a mount prints, in the mount's directory.
 pub const MOUNT_LOG: &str = "mount.log";
 
 const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(60);
+/// How long what holds the mount may outlive the launcher, where no client has files open.
+const COMPANIONS: Duration = Duration::from_secs(10);
+/// How long a killed process may take to disappear.
+const DEATH: Duration = Duration::from_secs(10);
 
 impl Mount {
     /// Starts the process below `home`, a directory of its own, and waits until the mount is there.
     pub fn start(spec: &Spec, home: &Path) -> Result<Mount> {
         let directory = home.join("mnt");
-        let source = home.join("data");
+        let source = home.join(DATA);
         for path in [&directory, &source] {
             std::fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))?;
         }
@@ -79,16 +114,18 @@ impl Mount {
         die_with_parent(&mut command, Signal::SIGTERM);
         let child = command.spawn();
         let child = child.with_context(|| format!("start {program}"))?;
-        let replica = matches!(spec, Spec::Litefs(Litefs { primary: Some(_), .. }));
         let mut mount = Mount {
-            child,
+            service: Shared::new(child, log),
+            reloader: None,
+            home: home.to_path_buf(),
             directory,
-            log,
             api,
-            replica,
-            ended: None,
         };
-        mount.wait_until_there()?;
+        let deadline = Instant::now() + START;
+        mount.wait_until_there(deadline)?;
+        if let Spec::Litefs(litefs) = spec {
+            mount.wait_until_ready(litefs, &source, deadline)?;
+        }
         Ok(mount)
     }
 
@@ -106,17 +143,18 @@ impl Mount {
         self.api().map(litefs::mode).transpose()
     }
 
+    /// Keeps the daemon from being replaced, for what is no client of the mount. Waits for a replacement under way.
+    pub fn hold(&self) -> Hold<'_> {
+        Hold(self.service.lock())
+    }
+
     /// Whether the process lives and the mount answers. `Err` says what is wrong.
-    pub fn check(&mut self) -> Result<(), String> {
-        if let Some(status) = self.exited() {
-            return Err(format!(
-                "the process behind the mount ended: {status}{}",
-                self.last_words()
-            ));
-        }
+    pub fn check(&self) -> Result<(), String> {
+        self.service.lock().check()?;
         // It detaches first and ends then.
         if !table::is_mounted(&self.directory) {
-            return Err(format!("nothing is mounted any more{}", self.last_words()));
+            let words = self.service.lock().last_words();
+            return Err(format!("nothing is mounted any more{words}"));
         }
         errand(
             Command::new("stat").arg("--").arg(&self.directory),
@@ -126,38 +164,52 @@ impl Mount {
 
     /// Ends the process in an orderly way. `Err` is a finding.
     pub fn stop(mut self) -> Result<(), String> {
-        if let Some(status) = self.exited() {
+        self.reloader = None;
+        let mut service = self.service.lock();
+        if let Some(status) = service.exited() {
             return Err(format!(
                 "the process behind the mount had ended: {status}{}",
-                self.last_words()
+                service.last_words()
             ));
         }
-        self.signal(Signal::SIGTERM);
-        let deadline = Instant::now() + STOP;
-        match self.wait_exit(deadline) {
+        service.signal(Signal::SIGTERM);
+        match service.wait_exit(STOP) {
             Some(status) if status.success() || self.api.is_none() => {}
             Some(status) => {
                 return Err(format!(
                     "the mount ended with {status} when stopped{}",
-                    self.last_words()
+                    service.last_words()
                 ));
             }
             None => return Err(format!("the mount did not stop within {} s", STOP.as_secs())),
         }
+        let left = processes::wait_until_none(Whose::Node(&self.home), COMPANIONS);
+        if !left.is_empty() {
+            let left: Vec<String> = left.iter().map(ToString::to_string).collect();
+            return Err(format!(
+                "{} s after the mount was stopped there are still: {}{}",
+                COMPANIONS.as_secs(),
+                left.join("; "),
+                service.last_words()
+            ));
+        }
         if table::is_mounted(&self.directory) {
             return Err("the process behind the mount ended and left the directory mounted".to_string());
         }
-        Ok(())
+        match service.deaths() {
+            deaths if deaths.is_empty() || self.api.is_none() => Ok(()),
+            deaths => Err(format!("the daemon did not live on: {}", deaths.join("; "))),
+        }
     }
 
-    fn wait_until_there(&mut self) -> Result<()> {
-        let deadline = Instant::now() + START;
+    fn wait_until_there(&self, deadline: Instant) -> Result<()> {
+        let mut service = self.service.lock();
         let mut changes = table::Changes::open()?;
         while !table::is_mounted(&self.directory) {
-            if let Some(status) = self.exited() {
+            if let Some(status) = service.exited() {
                 bail!(
                     "the mount ended before it was there: {status}{}",
-                    self.last_words()
+                    service.last_words()
                 );
             }
             if Instant::now() > deadline {
@@ -165,72 +217,63 @@ impl Mount {
                     "no mount at {} after {} s{}",
                     self.directory.display(),
                     START.as_secs(),
-                    self.last_words()
+                    service.last_words()
                 );
             }
             changes.wait(Duration::from_millis(100));
         }
-        match self.api.clone() {
-            Some(api) => litefs::wait_until_ready(self, &api, deadline),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
-    fn exited(&mut self) -> Option<ExitStatus> {
-        if self.ended.is_none() {
-            self.ended = self.child.try_wait().ok().flatten();
-        }
-        self.ended
-    }
-
-    fn wait_exit(&mut self, deadline: Instant) -> Option<ExitStatus> {
-        while Instant::now() < deadline {
-            if let Some(status) = self.exited() {
-                return Some(status);
+    /// Waits until the node can be used, and has its daemon replaced from then on if that is wanted.
+    fn wait_until_ready(&mut self, litefs: &Litefs, data: &Path, deadline: Instant) -> Result<()> {
+        let (api, role) = (self.api.clone().context("the URL of the API")?, litefs.role());
+        let mut service = self.service.lock();
+        while !litefs::is_ready(&api, role) {
+            if let Some(status) = service.exited() {
+                bail!("the node ended while starting: {status}{}", service.last_words());
             }
-            std::thread::sleep(Duration::from_millis(10));
+            if Instant::now() > deadline {
+                bail!("the node was not ready in time{}", service.last_words());
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
-        None
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("the kernel's process ids fit"));
-        // Only while the child is not reaped, so the id is its own; ESRCH cannot happen.
-        let _ = kill(pid, signal);
-    }
-
-    fn last_words(&self) -> String {
-        let log = std::fs::read(&self.log).unwrap_or_default();
-        let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(1500)..])
-            .trim()
-            .to_string();
-        if tail.is_empty() {
-            String::new()
-        } else {
-            format!("; its last words: {tail}")
-        }
+        service.node = Some(Node {
+            data: data.to_path_buf(),
+            daemon: processes::serving(data).context("the data directory does not tell who serves it")?,
+            fault: None,
+        });
+        drop(service);
+        let reloads = litefs.reloads.clone();
+        self.reloader = reloads.map(|reloads| Reloader::start(reloads, self.service.clone(), api, role));
+        Ok(())
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        if self.exited().is_none() {
-            self.signal(Signal::SIGTERM);
-            if self.wait_exit(Instant::now() + Duration::from_secs(5)).is_none() {
-                self.signal(Signal::SIGKILL);
+        self.reloader = None;
+        let mut service = self.service.lock();
+        if service.exited().is_none() {
+            service.signal(Signal::SIGTERM);
+            if service.wait_exit(Duration::from_secs(5)).is_none() {
+                service.signal(Signal::SIGKILL);
                 // Ends requests that wait for the dead process; else it could not be reaped either.
                 let _ = umount2(&self.directory, MntFlags::MNT_FORCE);
-                let _ = self.wait_exit(Instant::now() + Duration::from_secs(10));
+                let _ = service.wait_exit(DEATH);
             }
         }
+        // What outlives a launcher: a daemon whose clients have files open, and what waits for the next daemon.
+        processes::kill_all(Whose::Node(&self.home), DEATH);
         if table::is_mounted(&self.directory) {
             detach(&self.directory);
         }
     }
 }
 
-/// Detaches all mounts below a directory that nobody uses any more.
-pub fn detach_below(directory: &Path) {
+/// Ends what serves mounts below a directory that nobody uses any more, and detaches them.
+pub fn end_below(directory: &Path) {
+    processes::kill_all(Whose::Below(directory), DEATH);
     for point in table::mounted_below(directory).iter().rev() {
         detach(point);
     }

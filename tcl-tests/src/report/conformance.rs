@@ -80,6 +80,12 @@ fn how(summary: &Summary) -> String {
     if summary.replica {
         words.push_str(" + replica");
     }
+    if let Some(reloads) = &summary.reloads {
+        words.push_str(&format!(
+            ", daemons replaced every {} s ({} times)",
+            reloads.every_seconds, reloads.count
+        ));
+    }
     if summary.layout == Layout::Root.name() {
         words.push_str(", a mount for each file");
     }

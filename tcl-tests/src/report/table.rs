@@ -98,6 +98,13 @@ fn totals(text: &mut String, summary: &Summary) {
             walls.ratio()
         );
     }
+    if let Some(reloads) = &summary.reloads {
+        let _ = writeln!(
+            text,
+            "reloads: daemons were replaced {} times, each one every {} s; the longest took {:.2} s",
+            reloads.count, reloads.every_seconds, reloads.longest_seconds
+        );
+    }
     if summary.replica {
         let databases = summary.databases();
         let _ = writeln!(

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 pub use progress::Progress;
-pub use result::{Databases, FileResult, FileSummary, RunResult, Side, Summary, Walls};
+pub use result::{Databases, FileResult, FileSummary, Reloaded, RunResult, Side, Summary, Walls};
 
 use crate::baseline::Baseline;
 use crate::execution::{Bench, FileRun};
@@ -135,6 +135,7 @@ impl Plan {
             errors: run.errors,
             wall: start.elapsed(),
             walls,
+            reloads: self.spec.reloads().map(Reloaded::of),
             interrupted: interrupt::requested(),
         })
     }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::execution::{FileRun, Outcome};
 use crate::expectations::Expectations;
+use crate::mount::Reloads;
 use crate::verdict::{Drawn, Lots, Status, Verdict, judge};
 
 /// One file, natively and on the mount.
@@ -117,7 +118,28 @@ pub struct RunResult {
     pub errors: Vec<String>,
     pub wall: Duration,
     pub walls: Option<Walls>,
+    /// Of a run whose daemons were to be replaced.
+    pub reloads: Option<Reloaded>,
     pub interrupted: bool,
+}
+
+/// How often the daemons of a run were replaced while it went on.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Reloaded {
+    pub every_seconds: u64,
+    pub count: u32,
+    pub longest_seconds: f64,
+}
+
+impl Reloaded {
+    pub(super) fn of(reloads: &Reloads) -> Reloaded {
+        let tally = reloads.tally();
+        Reloaded {
+            every_seconds: reloads.interval().as_secs(),
+            count: tally.count,
+            longest_seconds: tally.longest.as_secs_f64(),
+        }
+    }
 }
 
 /// Wall time of all files natively and of all files on the mount, each alone on the machine.
@@ -157,6 +179,8 @@ pub struct Summary {
     pub wall_seconds: f64,
     #[serde(default)]
     pub walls: Option<Walls>,
+    #[serde(default)]
+    pub reloads: Option<Reloaded>,
     pub interrupted: bool,
     pub findings: Vec<String>,
     /// What the ratchet objects to; empty means success.
@@ -250,13 +274,15 @@ impl RunResult {
             .collect()
     }
 
-    /// Files that only skip natively equal native and tell nothing about the mount, unless others beside them do.
+    /// A run that does not do what it is about. Files that only skip natively equal native and tell nothing about the mount, unless others beside them do.
     fn shows_nothing(&self) -> Option<String> {
         let cases = |result: &FileResult| u64::from(result.native.transcript.cases());
         let told = if self.results.is_empty() {
             "no file was run"
         } else if self.results.iter().map(cases).sum::<u64>() == 0 {
             "these files test nothing natively: nothing was compared"
+        } else if self.reloads.is_some_and(|reloads| reloads.count == 0) {
+            "no daemon was replaced: the run was over before"
         } else {
             return None;
         };
@@ -317,12 +343,17 @@ mod tests {
     }
 
     fn objections(results: Vec<FileResult>) -> Vec<String> {
+        objections_with(results, None)
+    }
+
+    fn objections_with(results: Vec<FileResult>, reloads: Option<Reloaded>) -> Vec<String> {
         let run = RunResult {
             results,
             findings: Vec::new(),
             errors: Vec::new(),
             wall: Duration::ZERO,
             walls: None,
+            reloads,
             interrupted: false,
         };
         run.objections(&Expectations::default())
@@ -436,5 +467,19 @@ mod tests {
         assert!(objections(Vec::new())[0].contains("no file was run"));
         assert!(objections(vec![skip()])[0].contains("test nothing natively"));
         assert!(objections(vec![skip(), ok]).is_empty());
+    }
+
+    #[test]
+    fn a_run_that_was_to_replace_daemons_and_replaced_none_is_no_success() {
+        let ok = || vec![result(run(Outcome::Ok, &["a"]), run(Outcome::Ok, &["a"]))];
+        let reloads = |count| {
+            Some(Reloaded {
+                every_seconds: 3,
+                count,
+                longest_seconds: 0.0,
+            })
+        };
+        assert!(objections_with(ok(), reloads(0))[0].contains("no daemon was replaced"));
+        assert!(objections_with(ok(), reloads(1)).is_empty());
     }
 }

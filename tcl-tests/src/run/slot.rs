@@ -131,19 +131,22 @@ impl<'a> Slot<'a> {
             return Ok(dead(reason));
         }
         let mut run = self.plan.bench.test(&place, file, limit)?;
-        let mount = self.mount.as_mut().expect("ready() leaves a mount");
+        let mount = self.mount.as_ref().expect("ready() leaves a mount");
         if let Err(reason) = mount.check() {
             run.outcome = Outcome::MountDied;
             run.findings.push(reason);
             self.drop_mounts();
             return Ok(run);
         }
-        if let Some((_, checker)) = &self.replica {
+        // The API is not there for a moment while a daemon is replaced; clients of the mounts, which are tested, do not notice.
+        if let Some((replica, checker)) = &self.replica {
+            let _hold = (mount.hold(), replica.hold());
             *checked = checker.check(&place.directory, &self.prefix(file));
         }
         match self.plan.layout {
             Layout::Directory => match (self.plan.bench.clean(&place.directory), &self.replica) {
-                (Ok(()), Some((_, checker))) => {
+                (Ok(()), Some((replica, checker))) => {
+                    let _hold = (mount.hold(), replica.hold());
                     run.findings.extend(checker.check_removed(&self.prefix(file)))
                 }
                 (Ok(()), None) => {}
@@ -156,7 +159,7 @@ impl<'a> Slot<'a> {
 
     /// A mount that answers, started anew where necessary.
     fn ready(&mut self) -> Result<(), String> {
-        if let Some(mount) = &mut self.mount {
+        if let Some(mount) = &self.mount {
             match mount.check() {
                 Ok(()) => return Ok(()),
                 // Between two files: none of them can be blamed, so the run as a whole is.
