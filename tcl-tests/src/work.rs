@@ -92,14 +92,27 @@ fn clear_left(base: &Path) {
 
 /// Removes a directory, without crossing into something that is still mounted.
 pub fn remove(directory: &Path) {
-    let status = Command::new("rm")
-        .args(["-rf", "--one-file-system", "--"])
-        .arg(directory)
-        .stderr(Stdio::null())
-        .status();
-    if !status.is_ok_and(|status| status.success()) {
+    if try_remove(directory) {
+        return;
+    }
+    // A node seals a WAL that nobody may write any more, also against root.
+    let unsealed = [
+        "-xdev", "-type", "f", "-exec", "chattr", "-f", "-i", "--", "{}", "+",
+    ];
+    succeeds(Command::new("find").arg(directory).args(unsealed));
+    if !try_remove(directory) {
         tell(&format!("could not remove {}", directory.display()));
     }
+}
+
+fn try_remove(directory: &Path) -> bool {
+    let words = ["-rf", "--one-file-system", "--"];
+    succeeds(Command::new("rm").args(words).arg(directory))
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
 }
 
 /// Prints a line for people. A terminal that went away is no reason to leave mounts behind, so errors do not count.
