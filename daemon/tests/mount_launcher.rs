@@ -234,6 +234,38 @@ fn a_reload_replaces_the_daemon_and_clients_meet_no_error() {
     assert_eq!(node.stop(), Some(0));
 }
 
+/// The start takes the WAL of a database that nobody has open out of the mount, and leaves one that belongs to no database.
+#[test]
+fn a_reload_leaves_neither_old_names_nor_immutable_files() {
+    let mut node = Node::start();
+    let copy = || {
+        let db = node.open("a.db", "wal");
+        db.pragma_update(None, "wal_autocheckpoint", 0).unwrap();
+        insert(&db).unwrap();
+        for end in ["", "-wal"] {
+            let bytes = fs::read(node.path(&format!("a.db{end}"))).unwrap();
+            fs::write(node.path(&format!("copy.db{end}")), bytes).unwrap();
+        }
+        count(&db)
+    };
+    let (main, wal) = (node.path("copy.db"), node.path("copy.db-wal"));
+
+    let rows = copy();
+    assert!(node.reload().status.success());
+    let read = fs::read(&wal).map(|bytes| bytes.len());
+    assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    let db = Connection::open(&main).unwrap();
+    assert_eq!(count(&db), rows);
+    insert(&db).unwrap();
+    drop(db);
+
+    copy();
+    fs::remove_file(&main).unwrap();
+    assert!(node.reload().status.success());
+    fs::remove_file(&wal).unwrap();
+    assert_eq!(node.stop(), Some(0));
+}
+
 #[test]
 fn a_reload_with_a_configuration_that_is_wrong_changes_nothing() {
     let mut node = Node::start();

@@ -37,7 +37,7 @@ use crate::name::{DbName, Side};
 use crate::shared::Shared;
 use crate::writers::Writers;
 use crate::writers::access::Input;
-use crate::writers::seal::{unseal, unseal_at};
+use crate::writers::seal::unseal_at;
 
 /// Work that goes on beside the thread that opens the database.
 pub(super) fn aside_of<'scope, T: Send + 'scope>(
@@ -63,13 +63,13 @@ impl Database {
     pub(crate) fn open(shared: Arc<Shared>, name: DbName, home: PathBuf) -> Result<Arc<Database>> {
         let mut backing = Backing::new(&shared.files, &name);
         // A daemon that was killed may have left it sealed.
-        let path = backing.path(Side::Wal);
-        unseal_at(path).map_err(Error::io("wal.unseal", path))?;
+        let path = backing.path(Side::Wal).to_owned();
+        unseal_at(&path).map_err(Error::io("wal.unseal", &path))?;
         let wal = backing.get(Side::Wal)?;
         let opened = Database::open_beside(shared, name, home, backing, wal.as_ref());
-        if let (Err(_), Some(wal)) = (&opened, &wal) {
-            // Nobody is going to take it out of the mount.
-            let _ = unseal(wal);
+        // Nobody takes it out of the mount if that failed, or if it is not the WAL of a database that the log knows: clients may use it.
+        if let Err(error) = unseal_at(&path) {
+            tracing::warn!(path = %path.display(), %error, "the WAL stays immutable: `chattr -i` frees it");
         }
         opened
     }
