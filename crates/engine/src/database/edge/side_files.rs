@@ -59,10 +59,12 @@ impl Database {
     }
 }
 
-/// Clients use the wal-index, and none of them is at it for all of them.
+/// Clients use the wal-index, and none of them is at it for all of them: as the first to connect, as the one that writes, or as one that
+/// keeps all others out, which recovery does too.
 fn is_connected(locks: &dyn LockFiles) -> std::io::Result<bool> {
     Ok(locks.locked(Side::Shm, lock::DMS)?
         && !locks.write_locked(Side::Shm, lock::DMS)?
         && !locks.write_locked(Side::Shm, lock::WRITE)?
+        && !locks.write_locked(Side::Shm, lock::RECOVER)?
         && !locks.database_write_locked()?)
 }
