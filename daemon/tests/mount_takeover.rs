@@ -4,10 +4,11 @@ mod mount_support;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use mount_support::{MODES, Mode, Rig, check, count, eventually, insert, open, txid};
@@ -19,6 +20,26 @@ const JOURNALS: [&str; 4] = ["wal", "delete", "truncate", "persist"];
 #[test]
 fn daemon_process() {
     mount_support::serve_if_daemon();
+}
+
+/// Names the database that [`visitor_process`] opens and closes.
+const VISITED: &str = "EDGE_MOUNT_VISITED";
+
+/// Connects, commits and closes, again and again, until its input ends. Not a thread of the process that starts daemons: a mapping that is
+/// unmapped waits for a daemon, and with it whatever needs memory in the same process.
+#[test]
+fn visitor_process() {
+    let Ok(path) = std::env::var(VISITED) else { return };
+    let over = std::thread::spawn(|| std::io::stdin().read_to_end(&mut Vec::new()));
+    let mut rows = 0;
+    while !over.is_finished() {
+        let db = Connection::open(&path).unwrap();
+        db.busy_timeout(Duration::from_secs(10)).unwrap();
+        db.execute("INSERT INTO t(b) VALUES ('x')", []).unwrap();
+        rows += 1;
+        assert_eq!(count(&db), rows);
+        println!("> visits");
+    }
 }
 
 fn rig_with_timeout(mode: Mode, timeout: Duration) -> Rig {
@@ -270,28 +291,32 @@ fn clients_that_come_and_go_meet_no_error_however_often_the_daemon_dies() {
         for journal in ["wal", "delete"] {
             let mut rig = Rig::start(mode);
             drop(open(&rig, "a.db", journal));
-            let path = rig.path("a.db");
-            let (over, rows) = (AtomicBool::new(false), AtomicI64::new(0));
+            let mut visitor = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "visitor_process", "--nocapture", "--test-threads=1"])
+                .env(VISITED, rig.path("a.db"))
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let visits = AtomicUsize::new(0);
+            let said = BufReader::new(visitor.stdout.take().unwrap());
             std::thread::scope(|scope| {
-                let visiting = scope.spawn(|| {
-                    while !over.load(Ordering::Relaxed) {
-                        let db = Connection::open(&path).unwrap();
-                        db.busy_timeout(Duration::from_secs(10)).unwrap();
-                        db.execute("INSERT INTO t(b) VALUES ('x')", []).unwrap();
-                        let now = rows.fetch_add(1, Ordering::Relaxed) + 1;
-                        assert_eq!(count(&db), now, "{journal} {mode:?}");
+                let counting = scope.spawn(|| {
+                    for line in said.lines() {
+                        visits.fetch_add(usize::from(line.unwrap().contains("> visits")), Ordering::Relaxed);
                     }
                 });
                 for _ in 0..15 {
-                    let before = rows.load(Ordering::Relaxed);
+                    let before = visits.load(Ordering::Relaxed);
                     rig.kill();
                     rig.restart();
                     eventually("the client goes on", || {
-                        visiting.is_finished() || rows.load(Ordering::Relaxed) > before + 2
+                        counting.is_finished() || visits.load(Ordering::Relaxed) > before + 2
                     });
                 }
-                over.store(true, Ordering::Relaxed);
+                drop(visitor.stdin.take());
             });
+            assert!(visitor.wait().unwrap().success(), "{journal} {mode:?}");
             rig.stop();
         }
     }
@@ -319,7 +344,7 @@ fn a_close_waits_for_no_daemon() {
         });
         told.recv_timeout(Duration::from_secs(10))
             .unwrap_or_else(|_| panic!("{mode:?}: a close waits for a daemon that is not there"));
-        assert!(std::process::Command::new("true").status().unwrap().success());
+        assert!(Command::new("true").status().unwrap().success());
         rig.restart();
         insert(&db).unwrap();
         drop(db);
