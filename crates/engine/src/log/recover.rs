@@ -93,6 +93,13 @@ pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, purpose: Purpose, same_b
     for (first, path) in names {
         let file = disk.open("log.open.sealed", &path, OpenMode::Read)?;
         let len = file.len("log.open.length")?;
+        if len == 0 {
+            // Its first record was given up, and the log went on in another segment.
+            if purpose == Purpose::Append {
+                disk.remove_file("log.open.discard", &path)?;
+            }
+            continue;
+        }
         segments.push(Arc::new(Segment::existing(disk, path, first, len, None)));
     }
     let last = Segment::existing(disk, path, first, end.offset, Some(end.index)).not_durable();

@@ -65,25 +65,43 @@ fn check_after_crash(model: &mut Model, disk: &SimDisk, how: Crash) {
     model.settle(&open(disk));
 }
 
-#[test]
-fn a_crash_at_any_step_loses_nothing_that_was_synced() {
+fn crash_at_any_step(script: &[Step]) -> u64 {
     let whole = disk(0);
-    assert!(run(&mut Model::default(), &whole, &script()));
+    assert!(run(&mut Model::default(), &whole, script));
     let steps = whole.changes();
-    assert!(steps > 80, "{steps}");
     for step in 0..steps {
         for seed in 0..4 {
             let disk = disk(seed * 1000 + step);
             let mut model = Model::default();
             disk.power_off_after(step);
-            assert!(
-                !run(&mut model, &disk, &script()) || !disk.is_off(),
-                "step {step}"
-            );
+            assert!(!run(&mut model, &disk, script) || !disk.is_off(), "step {step}");
             let how = if seed == 0 { Crash::LoseAll } else { Crash::Random };
             check_after_crash(&mut model, &disk, how);
         }
     }
+    steps
+}
+
+#[test]
+fn a_crash_at_any_step_loses_nothing_that_was_synced() {
+    let steps = crash_at_any_step(&script());
+    assert!(steps > 80, "{steps}");
+}
+
+/// The record that begins a segment is given up, the log is cut off before it, and the segments around the empty one fill.
+#[test]
+fn a_segment_without_a_record_hides_none_behind_it() {
+    use Step::*;
+    crash_at_any_step(&[
+        Append(1),
+        Append(6),
+        Abandon(1),
+        Truncate(1),
+        Batch(4),
+        Batch(5),
+        Batch(2),
+        Retain(1),
+    ]);
 }
 
 #[test]
