@@ -21,7 +21,7 @@ pub enum Fault {
     GrantLocks,
     /// A page that changed is left out of its transaction.
     LosePage,
-    /// A page of a transaction from elsewhere is not written to the main file.
+    /// A page of a transaction from elsewhere is not written to the main file, nor is any after it: the next transaction may write it again.
     LoseAppliedPage,
     /// The files of a database that was removed elsewhere stay.
     KeepRemoved,
@@ -69,6 +69,18 @@ pub fn strikes(fault: Fault) -> bool {
         tracing::warn!(?fault, "canary");
     }
     struck
+}
+
+/// Whether the fault has begun with this operation or an earlier one of its kind.
+pub fn has_struck(fault: Fault) -> bool {
+    let count_down = |left: u64| Some(left.saturating_sub(1));
+    armed().is_some_and(|armed| {
+        armed.fault == fault
+            && armed
+                .left
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, count_down)
+                .is_ok_and(|left| left <= 1)
+    })
 }
 
 /// Whether the fault is asked for, for one that lasts.

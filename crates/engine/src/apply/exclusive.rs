@@ -139,7 +139,7 @@ impl Database {
                 continue;
             }
             #[cfg(feature = "canary")]
-            if crate::canary::strikes(crate::canary::Fault::LoseAppliedPage) {
+            if crate::canary::has_struck(crate::canary::Fault::LoseAppliedPage) {
                 changes.push((page.pgno, page.checksum));
                 continue;
             }
