@@ -6,11 +6,11 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use super::mount::FSNAME;
+use super::mount_tree::{attach_beneath, owned};
 
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
 const FSMOUNT_CLOEXEC: libc::c_uint = 1;
@@ -19,8 +19,6 @@ const FSCONFIG_SET_STRING: libc::c_uint = 1;
 const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
 const MOUNT_ATTR_NOSUID: libc::c_uint = 2;
 const MOUNT_ATTR_NODEV: libc::c_uint = 4;
-const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
-const MOVE_MOUNT_BENEATH: libc::c_uint = 0x200;
 
 /// Mounts a new connection beneath what is mounted on `path`. Unmounting that uncovers it.
 pub(super) fn mount_beneath(path: &Path, allow_other: bool, device: &File) -> io::Result<()> {
@@ -44,7 +42,7 @@ pub(super) fn mount_beneath(path: &Path, allow_other: bool, device: &File) -> io
     }
     fsconfig(&context, FSCONFIG_CMD_CREATE, None, None)?;
     let mount = fsmount(&context)?;
-    move_beneath(&mount, path)
+    attach_beneath(&mount, path)
 }
 
 fn fsopen() -> io::Result<OwnedFd> {
@@ -90,33 +88,4 @@ fn fsmount(context: &OwnedFd) -> io::Result<OwnedFd> {
             attributes,
         )
     })
-}
-
-fn move_beneath(mount: &OwnedFd, path: &Path) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
-    let flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_BENEATH;
-    // SAFETY: the descriptor is open and both strings live as long as the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            flags,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
-    match RawFd::try_from(result) {
-        // SAFETY: the call returned a new descriptor that nobody else owns.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        Ok(_) | Err(_) => Err(io::Error::last_os_error()),
-    }
 }
