@@ -61,26 +61,29 @@ fn armed() -> Option<&'static Armed> {
     armed.as_ref()
 }
 
-/// Whether this operation is the one that goes wrong.
-pub fn strikes(fault: Fault) -> bool {
-    let struck =
-        armed().is_some_and(|armed| armed.fault == fault && armed.left.fetch_sub(1, Ordering::SeqCst) == 1);
-    if struck {
+/// Counts an operation of the fault's kind. Returns the number of operations up to the one that goes wrong, with both: 1 is the one, 0 comes
+/// after it.
+fn count_down(fault: Fault) -> Option<u64> {
+    let armed = armed().filter(|armed| armed.fault == fault)?;
+    let next = |left: u64| Some(left.saturating_sub(1));
+    let left = armed
+        .left
+        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, next)
+        .ok()?;
+    if left == 1 {
         tracing::warn!(?fault, "canary");
     }
-    struck
+    Some(left)
+}
+
+/// Whether this operation is the one that goes wrong.
+pub fn strikes(fault: Fault) -> bool {
+    count_down(fault) == Some(1)
 }
 
 /// Whether the fault has begun with this operation or an earlier one of its kind.
 pub fn has_struck(fault: Fault) -> bool {
-    let count_down = |left: u64| Some(left.saturating_sub(1));
-    armed().is_some_and(|armed| {
-        armed.fault == fault
-            && armed
-                .left
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, count_down)
-                .is_ok_and(|left| left <= 1)
-    })
+    count_down(fault).is_some_and(|left| left <= 1)
 }
 
 /// Whether the fault is asked for, for one that lasts.
