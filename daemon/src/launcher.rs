@@ -27,6 +27,8 @@ use nix::unistd::Pid;
 pub use link::Link;
 use link::{ToDaemon, ToLauncher};
 
+use crate::companion::pair;
+
 /// Name of the hidden subcommand that is the daemon.
 pub const SUBCOMMAND: &str = "daemon";
 /// A daemon that served so long did not die of something at its start.
@@ -281,7 +283,7 @@ impl Launcher {
     }
 
     fn spawn(&self) -> io::Result<Daemon> {
-        let (ours, theirs) = link::pair()?;
+        let (ours, theirs) = pair()?;
         let number = theirs.as_raw_fd();
         let mut command = Command::new(self.program());
         command

@@ -16,7 +16,7 @@ const MAX_MESSAGE: usize = 64 * 1024;
 const MAX_DESCRIPTORS: usize = 4;
 
 /// Two ends of a connection that keeps packets apart.
-pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(
         AddressFamily::Unix,
         SockType::SeqPacket,

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+use nix::sys::socket::{MsgFlags, recv};
 
 /// From the launcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,15 +45,6 @@ impl From<ToLauncher> for u8 {
     }
 }
 
-pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )?)
-}
-
 pub(super) fn send(link: impl AsFd, byte: u8) -> io::Result<()> {
     let flags = MsgFlags::MSG_NOSIGNAL;
     nix::sys::socket::send(link.as_fd().as_raw_fd(), &[byte], flags)?;
@@ -63,14 +54,20 @@ pub(super) fn send(link: impl AsFd, byte: u8) -> io::Result<()> {
 /// The next message of the daemon, if there is one.
 pub(super) fn try_receive(link: &OwnedFd) -> Option<ToLauncher> {
     let mut byte = [0];
-    match recv(link.as_raw_fd(), &mut byte, MsgFlags::MSG_DONTWAIT) {
-        Ok(1) => match byte[0] {
-            b'r' => Some(ToLauncher::Ready),
-            b's' => Some(ToLauncher::Serving),
-            b'l' => Some(ToLauncher::Lingering),
-            _ => None,
-        },
-        Ok(_) | Err(_) => None,
+    loop {
+        match recv(link.as_raw_fd(), &mut byte, MsgFlags::MSG_DONTWAIT) {
+            Ok(1) => {
+                return match byte[0] {
+                    b'r' => Some(ToLauncher::Ready),
+                    b's' => Some(ToLauncher::Serving),
+                    b'l' => Some(ToLauncher::Lingering),
+                    _ => None,
+                };
+            }
+            // It died before it read all that it was told, which the kernel says once. What it said before is still to come.
+            Err(Errno::EINTR | Errno::ECONNRESET) => {}
+            Ok(_) | Err(_) => return None,
+        }
     }
 }
 
@@ -129,5 +126,21 @@ impl Link {
                 Ok(_) | Err(_) => return None,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::companion::pair;
+
+    #[test]
+    fn what_a_daemon_said_is_heard_although_it_died_with_a_message_unread() {
+        let (ours, theirs) = pair().unwrap();
+        send(&ours, ToDaemon::Yield.into()).unwrap();
+        send(&theirs, ToLauncher::Lingering.into()).unwrap();
+        drop(theirs);
+        assert_eq!(try_receive(&ours), Some(ToLauncher::Lingering));
+        assert_eq!(try_receive(&ours), None);
     }
 }
