@@ -46,6 +46,16 @@ pub enum KeeperError {
     },
 }
 
+impl KeeperError {
+    fn io(operation: &'static str, dir: &Path) -> impl Fn(io::Error) -> KeeperError {
+        move |source| KeeperError::Io {
+            operation,
+            path: dir.to_owned(),
+            source,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct KeeperOptions {
     /// The `litefs` binary.
@@ -131,13 +141,7 @@ impl Keeper {
         dir: &Path,
         options: KeeperOptions,
     ) -> Result<(Arc<Keeper>, Option<Inheritance>), KeeperError> {
-        let failed = |operation| {
-            move |source: io::Error| KeeperError::Io {
-                operation,
-                path: dir.to_owned(),
-                source,
-            }
-        };
+        let failed = |operation| KeeperError::io(operation, dir);
         let (socket, welcomed) = enter(dir, &options)?;
         let ledger = Ledger::open(welcomed.ledger).map_err(failed("read the ledger of"))?;
         let (told, openers) = channel();
@@ -374,13 +378,7 @@ fn enter(dir: &Path, options: &KeeperOptions) -> Result<(OwnedFd, Welcomed), Kee
 
 /// A connection to the keeper of the directory, which is started if there is none.
 fn find(dir: &Path, options: &KeeperOptions) -> Result<OwnedFd, KeeperError> {
-    let failed = |operation| {
-        move |source: io::Error| KeeperError::Io {
-            operation,
-            path: dir.to_owned(),
-            source,
-        }
-    };
+    let failed = |operation| KeeperError::io(operation, dir);
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         if let Some(socket) = data_dir::knock(dir).map_err(failed("reach the keeper of"))? {
@@ -445,14 +443,10 @@ fn say_hello(socket: &OwnedFd, options: &KeeperOptions) -> io::Result<()> {
 }
 
 fn await_welcome(dir: &Path, socket: &OwnedFd) -> Result<Welcomed, KeeperError> {
-    let failed = |source| KeeperError::Io {
-        operation: "hear the keeper of",
-        path: dir.to_owned(),
-        source,
-    };
+    let failed = KeeperError::io("hear the keeper of", dir);
     let gone = || KeeperError::Ended { path: dir.to_owned() };
     let (message, descriptors) = wire::receive::<FromKeeper>(socket)
-        .map_err(failed)?
+        .map_err(&failed)?
         .ok_or_else(gone)?;
     let (connection, tree, nodes) = match message {
         FromKeeper::Welcome {
