@@ -45,5 +45,7 @@ pub mod ledger;
 pub mod logging;
 pub mod metrics;
 pub mod node;
+mod processes;
 pub mod services;
 pub mod stream;
+mod sys;

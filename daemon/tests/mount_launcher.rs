@@ -127,6 +127,20 @@ impl Node {
         });
     }
 
+    /// Kills everything that serves the mount.
+    fn kill_all(&mut self) {
+        let Inhabitants { keeper, daemon, .. } = self.inhabitants();
+        assert_eq!(self.signal_launcher(Signal::SIGKILL), Some(-9));
+        for process in [keeper, daemon].into_iter().flatten() {
+            // The daemon may have ended with what started it.
+            let _ = kill(Pid::from_raw(process.cast_signed()), Signal::SIGKILL);
+        }
+        let mount = self.dir.path().join("mnt");
+        self.eventually("the mount is dead", |_| {
+            nix::sys::statfs::statfs(&mount).err() == Some(nix::errno::Errno::ENOTCONN)
+        });
+    }
+
     #[track_caller]
     fn eventually(&self, what: &str, condition: impl Fn(&Node) -> bool) {
         let deadline = Instant::now() + PATIENCE;
@@ -353,6 +367,65 @@ fn what_is_left_of_a_stopped_node_ends_with_its_last_client() {
     node.begin();
     assert_eq!(count(&node.open("a.db", "wal")), 1);
     assert_eq!(node.stop(), Some(0));
+}
+
+/// Whoever keeps connections to a mount that is dead has new ones, too: SQLite tells them apart by the main file alone.
+#[test]
+fn connections_to_a_mount_that_was_killed_fail_and_hurt_nobody_on_the_next_one() {
+    for journal in ["delete", "truncate", "persist"] {
+        let mut node = Node::start();
+        let names = ["idle.db", "begun.db", "written.db"];
+        let old = names.map(|name| node.open(name, journal));
+        for db in &old {
+            insert(db).unwrap();
+        }
+        let [idle, begun, written] = &old;
+        for db in [begun, written] {
+            db.execute_batch("BEGIN IMMEDIATE").unwrap();
+        }
+        insert(written).unwrap();
+        node.kill_all();
+        node.begin();
+        let journal_of_idle = || fs::symlink_metadata(node.path("idle.db-journal")).unwrap_err();
+        assert_eq!(
+            journal_of_idle().raw_os_error(),
+            Some(libc::EIO),
+            "a journal that is gone is a transaction that was committed"
+        );
+        let new = names.map(|name| node.open(name, journal));
+        for db in &new {
+            insert(db).unwrap();
+        }
+        idle.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0))
+            .expect_err("something was read of a mount that is dead");
+        for db in [idle, begun] {
+            insert(db).expect_err("a row was taken by a mount that is dead");
+        }
+        written
+            .execute_batch("COMMIT")
+            .expect_err("a commit was acknowledged that the start had rolled back");
+        for (name, db) in names.iter().zip(&new) {
+            let other = node.open(name, journal);
+            for db in [db, &other] {
+                assert_eq!(count(db), 2, "{name}, {journal}");
+                let check: String = db
+                    .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+                    .unwrap();
+                assert_eq!(check, "ok", "{name}, {journal}");
+            }
+            insert(db).unwrap();
+            insert(&other).unwrap();
+        }
+        assert!(
+            node.log()
+                .contains("connections to a mount whose daemon and keeper were killed")
+                && node.log().contains(&format!("process={}", std::process::id())),
+            "who holds on is named: {}",
+            node.log()
+        );
+        drop((old, new));
+        assert_eq!(node.stop(), Some(0));
+    }
 }
 
 #[test]

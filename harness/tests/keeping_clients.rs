@@ -18,6 +18,7 @@ fn torture(name: &str, faults: usize, kinds: &[FaultKind], nodes: usize, passthr
         nodes,
         passthrough,
         journal: None,
+        stop_at_first: false,
         durability: Durability::Follow,
         directory,
     };

@@ -4,10 +4,9 @@
 //! they commit, they may; when that ends (the lease runs out, nobody comes), the opener takes, on the descriptors that it keeps, WAL_WRITE of
 //! each wal-index and RESERVED of each main file. A lock that the dead daemon held there is the opener's too.
 
-use std::fs::{self, File};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use super::ofd::try_lock;
 use super::protocol::Fence;
@@ -42,58 +41,6 @@ fn byte(fence: Fence) -> u64 {
     }
 }
 
-pub(crate) type Device = (u32, u32);
-
-pub(super) fn device_of_descriptor(file: &File) -> Option<Device> {
-    device_of(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())))
-}
-
-/// Processes, other than this one, that have a file of this device open, as far as we may look into them.
-pub(crate) fn users(device: Device) -> Vec<u32> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    processes
-        .filter_map(|process| Some((process.file_name().to_str()?.parse().ok()?, process.path())))
-        // Not /proc/self either, which is a name for ourselves.
-        .filter(|(pid, _): &(u32, PathBuf)| *pid != std::process::id())
-        .filter(|(_, process)| uses(process, device).unwrap_or(false))
-        .map(|(pid, _)| pid)
-        .collect()
-}
-
-/// Whether a process is one of those beside a daemon.
-pub(crate) fn is_companion(process: u32) -> bool {
-    let words = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
-    words.starts_with(b"litefs\0companion\0")
-}
-
-fn uses(process: &Path, device: Device) -> io::Result<bool> {
-    for descriptor in fs::read_dir(process.join("fd"))? {
-        if device_of(&descriptor?.path()) == Some(device) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// The device behind a link in `/proc`, from what the kernel has cached: nobody may be there to be asked.
-fn device_of(path: &Path) -> Option<Device> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
-    // SAFETY: statx is a plain structure for which all zeroes are valid.
-    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
-    // SAFETY: the path is NUL-terminated and `stat` lives as long as the call.
-    let done = unsafe {
-        libc::statx(
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            libc::AT_STATX_DONT_SYNC,
-            libc::STATX_TYPE,
-            &mut stat,
-        )
-    };
-    (done == 0).then_some((stat.stx_dev_major, stat.stx_dev_minor))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::ofd::unlock;
@@ -120,12 +67,5 @@ mod tests {
             try_lock(client.as_fd(), WAL_WRITE_BYTE + 3, 1, false).unwrap(),
             "readers go on"
         );
-    }
-
-    #[test]
-    fn open_files_of_other_processes_are_seen() {
-        let device = device_of(Path::new("/dev/null")).unwrap();
-        assert!(device_of(Path::new("/nonexistent")).is_none());
-        assert!(!users(device).is_empty(), "no process has a file of /dev open");
     }
 }

@@ -31,6 +31,5 @@ pub use keeper::{Inhabitants, Inheritance, Keeper, KeeperError, KeeperOptions};
 pub use process::{SUBCOMMAND, run};
 
 pub(crate) use client::OpenedFile;
-pub(crate) use fences::{is_companion, users};
 pub(crate) use ofd::{is_locked, try_lock, unlock};
 pub(crate) use wire::pair;

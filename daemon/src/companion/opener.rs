@@ -23,12 +23,13 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
 
-use super::fences::{Kept, device_of_descriptor, users};
+use super::fences::Kept;
 use super::keeper::protocol::{FromOpener, ToOpener};
 use super::protocol::{Fence, Outcome, Reply, Request, Task};
 use super::wire;
 use crate::lease::BootTime;
 use crate::ledger::Ledger;
+use crate::processes::{device_of_descriptor, users};
 
 /// How long a fence that somebody waits for tries to get the lock of a transaction that is under way.
 const FENCE_PATIENCE: Duration = Duration::from_secs(10);

@@ -61,6 +61,7 @@ impl Edge {
         }
         self.check_descriptors()?;
         let node = self.node(id)?;
+        self.check_client(node.part().as_ref(), caller, write)?;
         let file = self.open_backing_file(&node, write)?;
         self.admit(node, file, write, false, caller)
     }
@@ -135,6 +136,7 @@ impl Edge {
         flags: i32,
     ) -> Answer<Option<File>> {
         let part = self.classify(&backing::join(&dir.path(), name));
+        self.check_client(part.as_ref(), caller, true)?;
         self.check_sound(part.as_ref())?;
         let create = match &part {
             Some((_, Side::Database | Side::Wal | Side::Shm)) => backing::create_whole,
@@ -411,6 +413,9 @@ impl Edge {
             backing::change_mode(node.fd(), permissions & 0o7777)?;
         }
         if let Some(size) = changes.size {
+            if number.is_none() {
+                self.check_client(node.part().as_ref(), caller, true)?;
+            }
             self.truncate(&node, number, size)?;
             if caller.uid != 0 {
                 backing::drop_privileges(node.fd())?;

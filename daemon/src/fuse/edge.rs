@@ -1,6 +1,7 @@
 //! The state behind the mount, and the rules that decide how a file is served.
 
 use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -11,16 +12,19 @@ use parking_lot::Mutex;
 use super::connection::Connection;
 use super::descriptors::Descriptors;
 use super::errno::{Answer, Errno};
+use super::former::FormerMounts;
 use super::handle::{Handle, Handles};
 use super::node::{self, Node, NodeTable, Part, Transfer};
 use super::presence::Presence;
 use super::refusals::Refusals;
 use super::requests::{FileKind, Op, Requests};
 use super::shm_keeper::ShmKeeper;
+use super::tree::Caller;
 use super::virtual_files::{self, VirtualFiles};
 use super::wal_watch::WalWatch;
 use crate::companion::{Companion, Keeper};
 use crate::ledger::{Ledger, Past};
+use crate::processes::Locks;
 
 /// `FUSE_UNIQUE_RESEND` of the kernel's `linux/fuse.h`: the request was delivered to another process before.
 const RESENT: u64 = 1 << 63;
@@ -48,6 +52,7 @@ pub(crate) struct Edge {
     pub(crate) past: Mutex<Vec<Past>>,
     pub(crate) coherence: OnceLock<Coherence>,
     pub(crate) descriptors: Descriptors,
+    pub(crate) former: FormerMounts,
     /// Wanted by the operator; whether it is possible is known only after the handshake.
     pub(crate) wants_passthrough: bool,
     /// 2 where the backing file system is itself stacked (overlayfs).
@@ -127,6 +132,41 @@ impl Edge {
     /// Whether one more inode, or one more handle, is within what clients may use of the daemon's descriptors.
     pub(crate) fn check_descriptors(&self) -> Answer<()> {
         self.descriptors.check(self.table.len() + self.handles.len())
+    }
+
+    /// [`Edge::check_client`] for a name in the directory of that path.
+    pub(crate) fn check_client_at(
+        &self,
+        dir: &[u8],
+        name: &OsStr,
+        caller: Caller,
+        changes: bool,
+    ) -> Answer<()> {
+        if !self.former.has_clients() {
+            return Ok(());
+        }
+        let part = self.classify(&super::backing::join(dir, name));
+        self.check_client(part.as_ref(), caller, changes)
+    }
+
+    /// Keeps from a side file whoever may use it for a connection to the main file of a dead mount.
+    pub(crate) fn check_client(&self, part: Option<&Part>, caller: Caller, changes: bool) -> Answer<()> {
+        let Some((name, side)) = part else {
+            return Ok(());
+        };
+        let locks = match (side, changes) {
+            (Side::Database, _) => return Ok(()),
+            (Side::Journal, true) => Locks::ToWrite,
+            (Side::Journal, false) | (Side::Wal | Side::Shm, _) => Locks::Any,
+        };
+        let main = || {
+            let main = std::fs::metadata(name.file_in(&self.files_dir, Side::Database)).ok()?;
+            Some(self.table.by_inode(main.ino())?.id())
+        };
+        match self.former.admit(caller.pid, main, locks) {
+            true => Ok(()),
+            false => Err(Errno::EIO),
+        }
     }
 
     pub(crate) fn node(&self, id: u64) -> Answer<Arc<Node>> {

@@ -18,6 +18,7 @@ impl Errno {
     pub(crate) const EBADF: Errno = Errno(libc::EBADF);
     pub(crate) const EEXIST: Errno = Errno(libc::EEXIST);
     pub(crate) const EINVAL: Errno = Errno(libc::EINVAL);
+    pub(crate) const EIO: Errno = Errno(libc::EIO);
     pub(crate) const EISDIR: Errno = Errno(libc::EISDIR);
     pub(crate) const ENFILE: Errno = Errno(libc::ENFILE);
     pub(crate) const ENOENT: Errno = Errno(libc::ENOENT);

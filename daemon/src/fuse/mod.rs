@@ -12,6 +12,7 @@
 //! * `virtual_files`, [`Presence`]: `.primary`, `.lag`, `NAME-pos`, `NAME-lock`
 //! * `kernel`: what the engine asks of the mount; `wal_watch`: the asynchronous trigger of capture;
 //!   `shm_keeper`: what the opener needs to fence clients
+//! * `former`: clients of a mount that was killed, whom this one keeps from its side files
 //! * `descriptors`: keeps clients with many open files from starving the engine
 //! * `newborn`: databases that a replica does not let come into being; `refusals`: tells of writes that a replica refuses
 //! * [`Requests`]: how often the kernel asked for what
@@ -26,6 +27,7 @@ mod data;
 mod descriptors;
 mod edge;
 mod errno;
+mod former;
 mod fusermount;
 mod handle;
 mod kernel;

@@ -10,7 +10,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use super::mount::FSNAME;
-use super::mount_tree::{attach_beneath, owned};
+use super::mount_tree::attach_beneath;
+use crate::sys::owned;
 
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
 const FSMOUNT_CLOEXEC: libc::c_uint = 1;

@@ -135,7 +135,7 @@ impl Filesystem for Serve {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count_name(Op::Lookup, parent, name);
         self.edge.begin(request.unique().0);
-        match self.edge.lookup(parent.0, name) {
+        match self.edge.lookup(parent.0, name, caller(request)) {
             Ok(Entry::Node(attr)) => reply.entry(&TTL, &attr, GENERATION),
             Ok(Entry::Virtual(attr)) => reply.entry(&virtual_files::TTL, &attr, GENERATION),
             Ok(Entry::Missing { cacheable: true }) => reply.entry(&TTL, &NOTHING, GENERATION),
@@ -229,7 +229,7 @@ impl Filesystem for Serve {
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.count_name(Op::Unlink, parent, name);
         let again = self.edge.begin(request.unique().0);
-        reply_empty(reply, self.edge.unlink(parent.0, name, again));
+        reply_empty(reply, self.edge.unlink(parent.0, name, caller(request), again));
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -260,9 +260,10 @@ impl Filesystem for Serve {
         let known = nix::fcntl::RenameFlags::from_bits(flags.bits())
             .filter(|flags| !flags.contains(nix::fcntl::RenameFlags::RENAME_WHITEOUT));
         let answer = match known {
-            Some(flags) => self
-                .edge
-                .rename((parent.0, name), (new_parent.0, new_name), flags, again),
+            Some(flags) => {
+                let (from, to) = ((parent.0, name), (new_parent.0, new_name));
+                self.edge.rename(from, to, flags, caller(request), again)
+            }
             None => Err(Errno::EINVAL),
         };
         reply_empty(reply, answer);

@@ -16,6 +16,7 @@ use super::backing;
 use super::connection::{Connection, Unanswered, unanswered};
 use super::descriptors::Descriptors;
 use super::edge::Edge;
+use super::former::FormerMounts;
 use super::handle::Handles;
 use super::kernel::MountKernel;
 use super::mount::{self, Attached, Detach, MountError};
@@ -28,8 +29,9 @@ use super::shm_keeper::ShmKeeper;
 use super::takeover::TakenOver;
 use super::virtual_files::{PRIMARY_NAME, VirtualFiles};
 use super::wal_watch::WalWatch;
-use crate::companion::{self, Companion, Inheritance, Keeper};
+use crate::companion::{Companion, Inheritance, Keeper};
 use crate::ledger::Mode;
+use crate::processes;
 
 /// How long a stop waits for the kernel to end the session.
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
@@ -174,16 +176,14 @@ impl Mount {
 
     /// Who has them open, as far as this process may look.
     pub fn holders(&self) -> Vec<Holder> {
-        let device = self.detach.device();
-        let device = (libc::major(device), libc::minor(device));
         let command = |process: u32| fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
-        companion::users(device)
+        processes::users(processes::device(self.detach.device()))
             .into_iter()
             .map(|process| Holder {
                 process,
                 command: command(process).trim().to_owned(),
             })
-            .filter(|holder| !companion::is_companion(holder.process))
+            .filter(|holder| !processes::is_companion(holder.process))
             .collect()
     }
 
@@ -260,7 +260,11 @@ impl Start<'_> {
             None => attach(options)?,
         };
         let Attached { device, detach } = attached;
-        let edge = self.new_edge(device).map_err(self.failed("prepare"))?;
+        let former = FormerMounts::begin(self.store.dir(), processes::device(detach.device()));
+        let edge = former
+            .and_then(|former| self.new_edge(device, former))
+            .map_err(self.failed("prepare"));
+        let edge = edge.inspect_err(|_| drop(detach.detach()))?;
         let begun = self.begin(&edge, &detach, &path);
         let session = begun.inspect_err(|_| drop(detach.detach()))?;
         let mount = self.serve(edge.clone(), session, detach, path.clone())?;
@@ -335,7 +339,9 @@ impl Start<'_> {
             pinned,
         } = inheritance;
         let path = mount::resolve_point(&self.options.path)?;
-        let edge = self.new_edge(device).map_err(self.failed("prepare"))?;
+        let own = processes::device(self.beside.keeper.ledger().device());
+        let former = FormerMounts::of(self.store.dir(), own);
+        let edge = self.new_edge(device, former).map_err(self.failed("prepare"))?;
         set_mode(
             &edge,
             match edge.ledger.mode() {
@@ -429,7 +435,7 @@ impl Start<'_> {
         })
     }
 
-    fn new_edge(&self, device: OwnedFd) -> io::Result<Arc<Edge>> {
+    fn new_edge(&self, device: OwnedFd, former: FormerMounts) -> io::Result<Arc<Edge>> {
         let files_dir = self.store.files_dir().to_owned();
         let stacked = statfs(&files_dir)?.filesystem_type() == OVERLAYFS_SUPER_MAGIC;
         let ledger = self.beside.keeper.ledger().clone();
@@ -452,6 +458,7 @@ impl Start<'_> {
             started: SystemTime::now(),
             coherence: OnceLock::new(),
             descriptors: Descriptors::raise(),
+            former,
             wants_passthrough: self.options.passthrough != Passthrough::Off,
             stack_depth: if stacked { 2 } else { 1 },
         }))

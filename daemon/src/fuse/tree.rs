@@ -51,16 +51,18 @@ impl Caller {
 }
 
 impl Edge {
-    pub(crate) fn lookup(&self, parent: u64, name: &OsStr) -> Answer<Entry> {
+    pub(crate) fn lookup(&self, parent: u64, name: &OsStr, caller: Caller) -> Answer<Entry> {
         let parent = self.node(parent)?;
         let dir = parent.path();
+        // SQLite takes a journal that is not there for one that it has removed: its transaction is committed then.
+        self.check_client_at(&dir, name, caller, false)?;
         if let Some(file) = virtual_files::find(&self.store, &self.presence, &dir, name) {
             return Ok(Entry::Virtual(self.virtual_attr(&file)));
         }
         match self.enter(&parent, name) {
             Ok((node, stat)) => Ok(Entry::Node(attr::of(node.id(), &stat))),
             Err(Errno::ENOENT) => Ok(Entry::Missing {
-                cacheable: !virtual_files::may_appear(&dir, name),
+                cacheable: !virtual_files::may_appear(&dir, name) && !self.former.has_clients(),
             }),
             Err(error) => Err(error),
         }
@@ -192,9 +194,10 @@ impl Edge {
 
     /// `again`: a daemon that died had read the request; what is not there any more it has removed, as the kernel lets nobody else change
     /// the directory before the request is answered.
-    pub(crate) fn unlink(&self, parent: u64, name: &OsStr, again: bool) -> Answer<()> {
+    pub(crate) fn unlink(&self, parent: u64, name: &OsStr, caller: Caller, again: bool) -> Answer<()> {
         let parent = self.node(parent)?;
         self.refuse_virtual(&parent, name)?;
+        self.check_client_at(&parent.path(), name, caller, true)?;
         let victim = match backing::stat_name(parent.fd(), name) {
             Err(nix::errno::Errno::ENOENT) if again => return self.finish_removal(&parent, name),
             victim => victim?,
@@ -273,11 +276,15 @@ impl Edge {
         from: (u64, &OsStr),
         to: (u64, &OsStr),
         flags: RenameFlags,
+        caller: Caller,
         again: bool,
     ) -> Answer<()> {
         let (from_dir, to_dir) = (self.node(from.0)?, self.node(to.0)?);
         self.refuse_virtual(&from_dir, from.1)?;
         self.refuse_virtual(&to_dir, to.1)?;
+        for (dir, name) in [(&from_dir, from.1), (&to_dir, to.1)] {
+            self.check_client_at(&dir.path(), name, caller, true)?;
+        }
         let target = self.end(&to_dir, to.1)?;
         let target_path = backing::join(&to_dir.path(), to.1);
         let source = match (self.end(&from_dir, from.1)?, &target) {

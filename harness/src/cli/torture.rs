@@ -35,6 +35,9 @@ pub(super) struct Torture {
     /// Only clients of this journal mode (and two that measure)
     #[arg(long, value_enum)]
     journal: Option<JournalMode>,
+    /// Judge after each fault, and end with the first that hurt an oracle
+    #[arg(long)]
+    stop_at_first: bool,
     /// The litefs binary [default: $LITEFS_BINARY, else built from the workspace, else beside this program, else in the PATH]
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
@@ -92,6 +95,7 @@ impl Torture {
             passthrough: self.passthrough,
             durability: self.durability,
             journal: self.journal,
+            stop_at_first: self.stop_at_first,
             directory,
         })
     }

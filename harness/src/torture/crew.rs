@@ -171,6 +171,14 @@ impl Crew {
         found
     }
 
+    /// What each has noted so far.
+    pub(super) fn journals(&self) -> Vec<(Profile, usize, PathBuf)> {
+        self.0
+            .iter()
+            .map(|member| (member.profile.clone(), member.node, member.journal.clone()))
+            .collect()
+    }
+
     /// Ends all; returns those that do not end by themselves, and whether SIGKILL ended them.
     pub(super) fn end(mut self) -> (Vec<String>, Vec<(Profile, usize, PathBuf)>) {
         let mut problems = Vec::new();

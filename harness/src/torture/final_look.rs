@@ -53,6 +53,20 @@ pub(super) fn take(field: &mut Field, directory: &Path, problems: &mut Vec<Strin
     Ok(Look { held, archived })
 }
 
+/// What the primary holds at the moment, and what was set aside.
+pub(super) fn glance(field: &Field, directory: &Path) -> Result<Look> {
+    let mut problems = Vec::new();
+    let held = databases(field, directory, &mut problems)?;
+    let mut archived = BTreeSet::new();
+    for place in field.places()? {
+        archived.extend(archive::ids(&place.data, &mut problems)?);
+    }
+    match problems.first() {
+        None => Ok(Look { held, archived }),
+        Some(problem) => Err(Error::Invalid(problem.clone())),
+    }
+}
+
 /// A mount that does not answer would hang whoever asks, so others ask.
 fn mounts_answer(places: &[Place], problems: &mut Vec<String>) -> bool {
     let before = problems.len();

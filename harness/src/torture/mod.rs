@@ -53,6 +53,8 @@ pub struct TortureOptions {
     /// Only clients of that journal mode, and the metronomes.
     pub journal: Option<JournalMode>,
     pub durability: Durability,
+    /// Judge after each fault and end with the first that hurt an oracle: what came later tells nothing of it.
+    pub stop_at_first: bool,
     /// Is made and must be empty; removed by nobody.
     pub directory: PathBuf,
 }
@@ -147,6 +149,9 @@ pub fn run(options: &TortureOptions, tell: &mut dyn FnMut(&str)) -> Result<Summa
         strike(&mut field, &mut crew, fault, &mut record, &mut |text| {
             tell(&format!("{at:9.3} fault {number}/{}: {text}", options.faults));
         });
+        if options.stop_at_first && did_harm(&mut field, &crew, &record, options, tell) {
+            break;
+        }
     }
     let journals = wind_up(&mut field, crew, &mut record);
     let look = final_look::take(&mut field, &options.directory, &mut record.problems)?;
@@ -155,6 +160,7 @@ pub fn run(options: &TortureOptions, tell: &mut dyn FnMut(&str)) -> Result<Summa
         faults: &record.faults,
         held: &look.held,
         archived: &look.archived,
+        until: u64::MAX,
         nodes: options.nodes,
     };
     let judgement = oracle::judge(&evidence)?;
@@ -282,6 +288,43 @@ fn strike(field: &mut Field, crew: &mut Crew, fault: Fault, record: &mut Record,
         record.hung.push(hung);
     }
     std::thread::sleep(fault.rest);
+}
+
+/// Whether a look while the clients go on finds that something is lost or wrong.
+fn did_harm(
+    field: &mut Field,
+    crew: &Crew,
+    record: &Record,
+    options: &TortureOptions,
+    tell: &mut dyn FnMut(&str),
+) -> bool {
+    let until = now();
+    let judgement = final_look::glance(field, &options.directory).and_then(|look| {
+        oracle::judge(&Evidence {
+            journals: &crew.journals(),
+            faults: &record.faults,
+            held: &look.held,
+            archived: &look.archived,
+            until,
+            nodes: options.nodes,
+        })
+    });
+    match judgement {
+        Ok(judgement) => {
+            let Judgement { lost, wrong, .. } = judgement;
+            if lost + wrong > 0 {
+                tell(&format!(
+                    "after it {lost} transactions are lost, and {wrong} times something wrong was read"
+                ));
+            }
+            lost + wrong > 0
+        }
+        // The next fault may be better to look after.
+        Err(error) => {
+            tell(&format!("not judged: {error}"));
+            false
+        }
+    }
 }
 
 /// After the last fault: all go on, all pause, all tell what they see, all end.

@@ -18,7 +18,7 @@ pub(super) fn match_rows(
         let held = evidence.held.get(&transaction.database);
         let is_held = |id: i64| held.is_some_and(|held| held.ids.contains(&id));
         let mut ids = first..first + transaction.rows;
-        let Some(acknowledged) = transaction.acknowledged else {
+        let Some(acknowledged) = transaction.acknowledged.filter(|time| *time < evidence.until) else {
             verdict.failed_and_kept += u64::from(ids.all(is_held));
             continue;
         };

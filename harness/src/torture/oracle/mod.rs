@@ -132,6 +132,8 @@ pub(super) struct Evidence<'a> {
     pub(super) faults: &'a [Occurrence],
     pub(super) held: &'a BTreeMap<String, Held>,
     pub(super) archived: &'a BTreeSet<i64>,
+    /// What was acknowledged later is not judged.
+    pub(super) until: u64,
     pub(super) nodes: usize,
 }
 
@@ -257,6 +259,7 @@ mod tests {
             faults: &faults,
             held: &held,
             archived: &archived,
+            until: u64::MAX,
             nodes: 1,
         };
         let verdict = judge(&evidence).unwrap();
@@ -303,6 +306,7 @@ mod tests {
                 faults,
                 held: &held,
                 archived: &archived,
+                until: u64::MAX,
                 nodes: 1,
             };
             judge(&evidence).unwrap().inexcusable
@@ -349,6 +353,7 @@ mod tests {
                 faults: &[],
                 held: &held,
                 archived: &archived,
+                until: u64::MAX,
                 nodes: 1,
             };
             assert_eq!(judge(&evidence).unwrap().lost, lost);
