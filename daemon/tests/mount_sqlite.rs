@@ -45,6 +45,25 @@ fn every_journal_mode_works() {
     }
 }
 
+/// The daemon looks whether anybody is connected: between the last client's removal of the wal-index and that look nothing may be left.
+#[test]
+fn the_last_client_leaves_no_side_file() {
+    for mode in MODES {
+        let rig = Rig::start(mode);
+        for round in 0..1000 {
+            let db = open(&rig, "a.db", "wal", "normal");
+            db.execute_batch("CREATE TABLE IF NOT EXISTS t(a); INSERT INTO t VALUES (1)")
+                .unwrap();
+            drop(db);
+            for side in ["-wal", "-shm"] {
+                let path = rig.path(&format!("a.db{side}"));
+                assert!(!path.exists(), "{side} after round {round} in mode {mode:?}");
+            }
+        }
+        rig.stop();
+    }
+}
+
 /// The daemon itself opens a file now and then to look at its locks.
 const STRAY: f64 = 0.1;
 

@@ -245,12 +245,33 @@ impl MountLocks {
         Ok(&place.get_or_init(|| opened).file)
     }
 
-    /// The file, to ask about locks of others. A thread that serves the mount can ask only what is open already.
-    fn file_to_ask(&self, side: Side) -> io::Result<&File> {
-        match self.open_file(side) {
-            Some(file) => Ok(file),
-            None if is_serving_thread() => Err(io::ErrorKind::WouldBlock.into()),
-            None => self.file(side),
+    /// The file, to ask about it and not to lock it; `None`: there is no wal-index, and asking must not leave one behind the last client,
+    /// who has just removed it. A thread that serves the mount can ask only what is open already.
+    fn file_to_ask(&self, side: Side) -> io::Result<Option<&File>> {
+        if let Some(file) = self.open_file(side) {
+            return Ok(Some(file));
+        }
+        if is_serving_thread() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if side != Side::Shm {
+            return self.file(side).map(Some);
+        }
+        match self.companion.open_existing_shm(&self.shm_path) {
+            Ok(opened) => Ok(Some(&self.shm.get_or_init(|| opened).file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether somebody has a lock of any kind there, or an exclusive one only.
+    fn is_locked(&self, side: Side, start: u64, len: u64, exclusive_only: bool) -> io::Result<bool> {
+        if side == Side::Shm && self.shm.get().is_none() && !self.shm_backing.exists() {
+            return Ok(false);
+        }
+        match self.file_to_ask(side)? {
+            Some(file) => companion::is_locked(file.as_fd(), start, len, exclusive_only),
+            None => Ok(false),
         }
     }
 
@@ -291,25 +312,19 @@ pub(crate) fn inode_at(path: &Path) -> Option<u64> {
 
 impl LockFiles for MountLocks {
     fn database_write_locked(&self) -> io::Result<bool> {
-        companion::is_locked(self.file_to_ask(Side::Database)?.as_fd(), 0, 0, true)
+        self.is_locked(Side::Database, 0, 0, true)
     }
 
     fn database_locked(&self) -> io::Result<bool> {
-        companion::is_locked(self.file_to_ask(Side::Database)?.as_fd(), 0, 0, false)
+        self.is_locked(Side::Database, 0, 0, false)
     }
 
     fn locked(&self, side: Side, start: u64) -> io::Result<bool> {
-        if side == Side::Shm && self.shm.get().is_none() && !self.shm_backing.exists() {
-            return Ok(false);
-        }
-        companion::is_locked(self.file_to_ask(side)?.as_fd(), start, 1, false)
+        self.is_locked(side, start, 1, false)
     }
 
     fn write_locked(&self, side: Side, start: u64) -> io::Result<bool> {
-        if side == Side::Shm && self.shm.get().is_none() && !self.shm_backing.exists() {
-            return Ok(false);
-        }
-        companion::is_locked(self.file_to_ask(side)?.as_fd(), start, 1, true)
+        self.is_locked(side, start, 1, true)
     }
 
     fn try_lock(&self, side: Side, start: u64, len: u64, exclusive: bool) -> io::Result<bool> {
@@ -325,7 +340,10 @@ impl LockFiles for MountLocks {
 
     fn read_shm(&self, buf: &mut [u8]) -> io::Result<usize> {
         refuse_on_serving_thread("read the wal-index")?;
-        self.file(Side::Shm)?.read_at(buf, 0)
+        match self.file_to_ask(Side::Shm)? {
+            Some(file) => file.read_at(buf, 0),
+            None => Ok(0),
+        }
     }
 
     fn shm_inode(&self) -> u64 {
