@@ -48,11 +48,11 @@ const ALONE: [FaultKind; 6] = [
     FaultKind::Stop,
 ];
 
-/// Faults of several nodes. Without `KillAll`: until its next start a former primary that lost all its processes fences nobody, and what its
-/// clients commit meanwhile is lost if its log is ahead of its files then (docs/semantics.md).
-const TOGETHER: [FaultKind; 6] = [
+/// Faults of several nodes.
+const TOGETHER: [FaultKind; 7] = [
     FaultKind::Kill,
     FaultKind::KillDaemon,
+    FaultKind::KillAll,
     FaultKind::Reload,
     FaultKind::Stop,
     FaultKind::StopDeposed,

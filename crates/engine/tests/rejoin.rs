@@ -5,10 +5,14 @@ mod common;
 
 use std::fs::File;
 use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
-use common::{Client, Node, ROWS, count, integrity, name, replicate, send_last, send_snapshot, wait_applied};
+use common::{
+    Client, Node, ROWS, checkpoint, count, integrity, name, replicate, send_last, send_snapshot, wait_applied,
+};
 use engine::{LockFiles, OfdLocks, Retention, Role, Side, StoreOptions};
+use sqlite_format::Pgno;
 use sqlite_format::locks::RESERVED_BYTE;
 use tempfile::TempDir;
 
@@ -144,4 +148,94 @@ fn half_a_transaction_is_not_captured_on_top_of_the_new_primarys() {
     assert_eq!(again.db().received(), new.db().position());
     assert_eq!(again.digest(), new.digest());
     integrity(&again.mount());
+}
+
+/// How far apply had come when everything that served the node was killed.
+#[derive(Clone, Copy, Debug)]
+enum Behind {
+    /// The record waits for the client.
+    Received,
+    /// Its frames are there, and that was not noted.
+    Applied,
+    /// And the WAL had begun anew with them.
+    AppliedAnew,
+}
+
+/// With everything that served the node the fence is gone, and a client with a handle of its own on the WAL commits behind a log that is
+/// ahead of the files. The client is one that was never fenced.
+#[test]
+fn what_clients_commit_where_the_log_is_ahead_of_the_files_is_archived() {
+    for behind in [Behind::Received, Behind::Applied, Behind::AppliedAnew] {
+        let source = Node::primary();
+        let primary = source.mount();
+        primary.exec("PRAGMA journal_mode=WAL; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
+        primary.exec(ROWS);
+        let node = Node::new();
+        replicate(&source, &node);
+        let client = node.mount();
+        client.exec("PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0");
+        assert_eq!(count(&client), 60);
+        if let Behind::AppliedAnew = behind {
+            checkpoint(&node.connect(), "RESTART");
+        }
+        let home = common::homes(node.dir.path()).remove(0);
+        let noted = std::fs::read(home.join("scratch")).unwrap();
+        let statement = "UPDATE t SET y='unheard of' WHERE x < 50; DELETE FROM t WHERE x > 55";
+        if let Behind::Received = behind {
+            client.exec(&format!("BEGIN IMMEDIATE; {statement}"));
+        }
+        primary.exec("BEGIN; UPDATE t SET y=randomblob(800) WHERE x > 40; DELETE FROM t WHERE x < 5; COMMIT");
+        let base = match behind {
+            Behind::Received => {
+                let base = node.db().position();
+                send_last(&source, &node);
+                base
+            }
+            Behind::Applied | Behind::AppliedAnew => {
+                replicate(&source, &node);
+                client.exec(&format!("BEGIN IMMEDIATE; {statement}"));
+                node.db().position()
+            }
+        };
+        let files = node.store.files_dir().to_owned();
+        let dir = kill(node);
+        std::fs::write(home.join("scratch"), noted).unwrap();
+        client.exec("COMMIT; INSERT INTO t VALUES(2000, 'nor of this')");
+        let seen = content(&files);
+        client.kill();
+        let node = Node::open(dir);
+        let archive = node.dir.path().join("archive").join(name().as_str());
+        let open = |back: u64| {
+            let txid = ltx::Txid(base.txid.0 + back);
+            File::open(archive.join(ltx::file_name(txid, txid))).unwrap()
+        };
+        let first = ltx::verify(open(1)).unwrap();
+        let second = ltx::verify(open(2)).unwrap();
+        assert_eq!(first.header.pre_apply, base.post_apply, "{behind:?}");
+        assert_eq!(second.header.pre_apply, first.trailer.post_apply, "{behind:?}");
+        assert_eq!(second.trailer.post_apply, seen, "{behind:?}");
+        assert_eq!(common::list(&archive).len(), 2, "{behind:?}");
+        // The node follows on.
+        primary.exec("INSERT INTO t VALUES(3000, 1)");
+        replicate(&source, &node);
+        assert_eq!(node.digest(), source.digest(), "{behind:?}");
+        let reader = node.connect();
+        integrity(&reader);
+        assert_eq!(count(&reader), count(&primary), "{behind:?}");
+    }
+}
+
+/// Checksum of what a client that opens copies of the files reads.
+fn content(files: &Path) -> ltx::Checksum {
+    let copies = tempfile::tempdir().unwrap();
+    for side in [Side::Database, Side::Wal] {
+        std::fs::copy(name().file_in(files, side), name().file_in(copies.path(), side)).unwrap();
+    }
+    let path = name().file_in(copies.path(), Side::Database);
+    checkpoint(&Client::connect(&path), "TRUNCATE");
+    let bytes = std::fs::read(path).unwrap();
+    (1..)
+        .zip(bytes.chunks(4096))
+        .map(|(number, page)| ltx::page_checksum(Pgno::new(number).unwrap(), page))
+        .fold(ltx::Checksum::EMPTY_DATABASE, ltx::Checksum::xor)
 }

@@ -299,7 +299,8 @@ fn did_harm(
     tell: &mut dyn FnMut(&str),
 ) -> bool {
     let until = now();
-    let judgement = final_look::glance(field, &options.directory).and_then(|look| {
+    let judged = |field: &Field| {
+        let look = final_look::glance(field, &options.directory)?;
         oracle::judge(&Evidence {
             journals: &crew.journals(),
             faults: &record.faults,
@@ -308,6 +309,14 @@ fn did_harm(
             until,
             nodes: options.nodes,
         })
+    };
+    let judgement = judged(field).and_then(|judgement| {
+        if judgement.lost == 0 {
+            return Ok(judgement);
+        }
+        // A node may be about to archive what it has and the others have not.
+        field.catch_up()?;
+        judged(field)
     });
     match judgement {
         Ok(judgement) => {

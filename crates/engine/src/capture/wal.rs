@@ -72,11 +72,19 @@ pub(crate) enum Until {
 }
 
 /// One transaction's frames.
-struct Group {
-    first: u32,
-    commit: u32,
-    end: WalPosition,
+pub(crate) struct Group {
+    pub(crate) first: u32,
+    /// Size of the database in pages after it.
+    pub(crate) commit: u32,
+    pub(crate) end: WalPosition,
     frames: Vec<(Pgno, u32)>,
+}
+
+impl Group {
+    /// The newest frame of each page, in page order.
+    pub(crate) fn pages(&self) -> Vec<(Pgno, u32)> {
+        newest(&mut self.frames.clone())
+    }
 }
 
 impl Wal {
@@ -224,7 +232,8 @@ impl Wal {
         Ok(true)
     }
 
-    fn enter(&mut self, mut group: Group) {
+    /// Notes the pages of the transaction that follows.
+    pub(crate) fn enter(&mut self, mut group: Group) {
         self.note_order(&group.frames);
         let frames = newest(&mut group.frames);
         self.advance(frames, group.end, group.commit);
@@ -232,7 +241,7 @@ impl Wal {
 
     /// The next whole transaction after what was captured. With `limit`, frames up to it are known to be committed;
     /// without, each must continue the chain.
-    fn next_group(&mut self, file: &File, limit: Option<u32>) -> Result<Option<Group>> {
+    pub(crate) fn next_group(&mut self, file: &File, limit: Option<u32>) -> Result<Option<Group>> {
         let (Some(header), Some(mut end)) = (self.header.clone(), self.at) else {
             return Ok(None);
         };

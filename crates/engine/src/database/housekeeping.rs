@@ -1,7 +1,5 @@
 //! Housekeeping of one database, and the end of the process.
 
-use std::io::{Read, Write};
-use std::path::PathBuf;
 use std::time::Instant;
 
 use ltx::Txid;
@@ -10,9 +8,7 @@ use sqlite_format::Pgno;
 use super::Database;
 use super::scratch::Writing;
 use super::state::State;
-use crate::error::{Error, Result};
-use crate::event::Event;
-use crate::layout;
+use crate::error::Result;
 use crate::name::Side;
 use crate::store::{Retention, retain_policy};
 
@@ -58,44 +54,6 @@ impl Database {
         let mut state = self.state.lock();
         state.backing.forget(Side::Database);
         self.drop_content(&mut state)
-    }
-
-    /// Copies the records behind `after` into the archive, as ordinary LTX files.
-    pub(crate) fn archive_tail(&self, after: Txid) -> Result<Option<PathBuf>> {
-        let first = after.next().unwrap_or(Txid::MAX);
-        let dir = layout::archive(&self.shared.dir, &self.name);
-        let mut range: Option<(Txid, Txid)> = None;
-        for record in self.log.records(first) {
-            let record = record?;
-            let info = record.info;
-            if info.min <= after {
-                continue;
-            }
-            std::fs::create_dir_all(&dir).map_err(Error::io("archive.mkdir", &dir))?;
-            let path = dir.join(ltx::file_name(info.min, info.max));
-            let path = free_path(path);
-            let mut file = std::fs::File::create_new(&path).map_err(Error::io("archive.create", &path))?;
-            let mut reader = record.reader();
-            copy(&mut reader, &mut file).map_err(Error::io("archive.write", &path))?;
-            file.sync_all().map_err(Error::io("archive.sync", &path))?;
-            range = Some((range.map_or(info.min, |(first, _)| first), info.max));
-        }
-        let Some((first, last)) = range else {
-            return Ok(None);
-        };
-        sync_dir(&dir)?;
-        tracing::warn!(
-            db = %self.name, %first, %last, archive = %dir.display(),
-            "transactions that the primary does not have are set aside"
-        );
-        let event = Event::Diverged {
-            db: self.name.clone(),
-            first,
-            last,
-            archive: dir.clone(),
-        };
-        self.shared.events.publish(&event);
-        Ok(Some(dir))
     }
 
     /// Flushes the table if `lag` transactions happened since the last time, so that a start has little to replay.
@@ -203,26 +161,4 @@ impl Database {
         }
         Ok(())
     }
-}
-
-/// The path, or the path with a number behind it if it is taken: an archive is never overwritten.
-fn free_path(path: PathBuf) -> PathBuf {
-    if !path.exists() {
-        return path;
-    }
-    let base = path.to_string_lossy().into_owned();
-    (1u32..)
-        .map(|n| PathBuf::from(format!("{base}.{n}")))
-        .find(|path| !path.exists())
-        .unwrap_or(path)
-}
-
-fn copy(from: &mut impl Read, to: &mut impl Write) -> std::io::Result<()> {
-    std::io::copy(from, to).map(|_| ())
-}
-
-fn sync_dir(dir: &std::path::Path) -> Result<()> {
-    std::fs::File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(Error::io("archive.sync", dir))
 }

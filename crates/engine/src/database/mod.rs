@@ -9,6 +9,7 @@
 //!   nobody reports; * [`crate::capture`], [`crate::commit`], [`crate::apply`], [`crate::snapshot`]: the links of a
 //!   transaction's life.
 
+mod archive;
 mod aside;
 pub(crate) mod backing;
 pub(crate) mod edge;

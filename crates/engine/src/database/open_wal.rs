@@ -32,12 +32,17 @@ impl Database {
         };
         if let Some(header) = read_header(&file)? {
             let captures = match self.wal_start(state, &header, left, tail)? {
-                Start::After(frames) if self.map_logged(state, &file, header, frames, left)? => {
+                Start::After(frames) if self.map_logged(state, &file, &header, frames, left)? => {
                     self.capture_wal(state, Until::Chain)?;
                     true
                 }
                 // All valid frames are in the log, and it may be ahead of them: what differs is written from it.
-                Start::After(_) | Start::Logged => {
+                Start::After(_) => {
+                    self.map_wal(state, &file, None)?;
+                    false
+                }
+                Start::Behind => {
+                    self.archive_strays(state, &file, &header, left)?;
                     self.map_wal(state, &file, None)?;
                     false
                 }
@@ -85,7 +90,7 @@ impl Database {
         let known = cursor.map_or(0, |cursor| cursor.at.frames);
         let Some(files_at) = left.files_at else {
             if tail.meta.origin != Origin::Captured {
-                return Ok(Start::Logged);
+                return Ok(Start::Behind);
             }
             let range = self.wal_range(tail.max)?;
             let range = range.filter(|range| range.salt == header.salt);
@@ -103,7 +108,7 @@ impl Database {
                 .find(next)?
                 .is_some_and(|record| record.info.meta.origin == Origin::Captured);
             if !captured {
-                return Ok(Start::Logged);
+                return Ok(Start::Behind);
             }
             if let Some(range) = self.wal_range(next)?.filter(|range| range.salt == header.salt) {
                 frames = last_frame(&range, header.page_size);
@@ -126,11 +131,11 @@ impl Database {
         &self,
         state: &mut State,
         file: &File,
-        header: WalHeader,
+        header: &WalHeader,
         frames: u32,
         left: &Left,
     ) -> Result<bool> {
-        state.wal.begin(header);
+        state.wal.begin(header.clone());
         if left.same_boot {
             state.wal.map(file, Some(frames))?;
             Ok(state.wal.frames() == frames)
@@ -236,6 +241,6 @@ pub(super) fn seal_left(shared: &Shared, name: &DbName, wal: &File) -> Result<()
 enum Start {
     /// Those after so many.
     After(u32),
-    /// None: clients had no chance to write any, or did not commit them.
-    Logged,
+    /// Those of clients that no longer followed the log, which is ahead of the files.
+    Behind,
 }
