@@ -103,8 +103,9 @@ impl FaultKind {
     /// What becomes of the connections of clients.
     pub fn connections(self) -> Connections {
         match self {
-            Self::KillAll | Self::KillKeeper => Connections::End,
+            Self::KillAll => Connections::End,
             Self::Kill
+            | Self::KillKeeper
             | Self::KillDaemon
             | Self::KillOpener
             | Self::Reload

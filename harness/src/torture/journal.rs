@@ -43,6 +43,8 @@ pub(super) enum Note {
     /// A connection went on failing where a new one did not; it was put away.
     Broken {
         connection: u64,
+        /// When it was opened.
+        since: u64,
     },
     /// Rows were read and are right.
     Read {
@@ -89,7 +91,7 @@ fn text(note: &Note) -> String {
         Note::Error { what, code, message } => format!("error {what} {code} {}", line(message)),
         Note::Wrong(message) => format!("wrong {}", line(message)),
         Note::Stale(message) => format!("stale {}", line(message)),
-        Note::Broken { connection } => format!("broken {connection}"),
+        Note::Broken { connection, since } => format!("broken {connection} {since}"),
         Note::Read { rows } => format!("read {rows}"),
         Note::Idle => "idle".to_owned(),
         Note::Seen {
@@ -137,6 +139,7 @@ pub(super) fn parse(line: &str) -> Option<(u64, Note)> {
         "stale" => Note::Stale(rest.to_owned()),
         "broken" => Note::Broken {
             connection: words.next()?.parse().ok()?,
+            since: words.next()?.parse().ok()?,
         },
         "read" => Note::Read {
             rows: words.next()?.parse().ok()?,
@@ -182,7 +185,10 @@ mod tests {
             },
             Note::Wrong("row 3: this and that".into()),
             Note::Stale("row 4 is not seen".into()),
-            Note::Broken { connection: 2 },
+            Note::Broken {
+                connection: 2,
+                since: 3,
+            },
             Note::Read { rows: 9 },
             Note::Idle,
             Note::Seen {

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::super::clock::now;
+use super::super::journal::Note;
 use super::super::profile::{Behaviour, Locking, Profile};
 
 /// How long SQLite waits for locks of others.
@@ -20,6 +22,8 @@ const OLD: usize = 2;
 
 struct Slot {
     number: u64,
+    /// When it was opened; nanoseconds of CLOCK_MONOTONIC.
+    since: u64,
     connection: Option<Connection>,
     failing_since: Option<Instant>,
 }
@@ -37,8 +41,8 @@ pub(super) struct Pool {
 pub(super) enum Verdict {
     /// It may be the database's fault, or pass.
     Kept,
-    /// A new one is in its place and works; the number is that of the one that was put away.
-    Replaced(u64),
+    /// A new one is in its place and works; to be noted of the one that was put away.
+    Replaced(Note),
 }
 
 impl Pool {
@@ -46,6 +50,7 @@ impl Pool {
         let slots = (0..profile.pool)
             .map(|_| Slot {
                 number: 0,
+                since: 0,
                 connection: None,
                 failing_since: None,
             })
@@ -68,10 +73,12 @@ impl Pool {
     /// The connection whose turn it is, opened if it never was.
     pub(super) fn current(&mut self) -> rusqlite::Result<&Connection> {
         if self.slots[self.turn].connection.is_none() {
+            let since = now();
             let connection = self.connect()?;
             self.opened += 1;
             self.slots[self.turn] = Slot {
                 number: self.opened,
+                since,
                 connection: Some(connection),
                 failing_since: None,
             };
@@ -101,6 +108,7 @@ impl Pool {
         if slot.connection.is_none() || since.elapsed() < SUSPICIOUS {
             return Verdict::Kept;
         }
+        let opened = now();
         let Ok(fresh) = self.connect() else {
             return Verdict::Kept;
         };
@@ -115,6 +123,7 @@ impl Pool {
         self.opened += 1;
         let slot = Slot {
             number: self.opened,
+            since: opened,
             connection: Some(fresh),
             failing_since: None,
         };
@@ -123,7 +132,10 @@ impl Pool {
         if self.old.len() > OLD {
             self.old.pop_front();
         }
-        Verdict::Replaced(broken.number)
+        Verdict::Replaced(Note::Broken {
+            connection: broken.number,
+            since: broken.since,
+        })
     }
 
     pub(super) fn kept(&self) -> impl Iterator<Item = (u64, &Connection)> {

@@ -45,7 +45,7 @@ impl Client {
                     .failed(|fresh| look(fresh, place, Duration::ZERO, false).map(drop))
                 {
                     Verdict::Kept => {}
-                    Verdict::Replaced(connection) => self.journal.note(&Note::Broken { connection }),
+                    Verdict::Replaced(broken) => self.journal.note(&broken),
                 }
                 RETRY
             }
@@ -79,7 +79,7 @@ impl Client {
                     .note(&failure(work.split(' ').next().unwrap_or(work), &error));
                 match self.pool.failed(|fresh| tidy(fresh, work).map(drop)) {
                     Verdict::Kept => {}
-                    Verdict::Replaced(connection) => self.journal.note(&Note::Broken { connection }),
+                    Verdict::Replaced(broken) => self.journal.note(&broken),
                 }
             }
         }

@@ -164,7 +164,7 @@ impl Client {
         });
         match verdict {
             Verdict::Kept => {}
-            Verdict::Replaced(connection) => self.journal.note(&Note::Broken { connection }),
+            Verdict::Replaced(broken) => self.journal.note(&broken),
         }
     }
 

@@ -28,8 +28,6 @@ pub(super) struct Occurrence {
 
 /// Errors are excused by a fault so long ago at most.
 const AFTERMATH: u64 = 15 * SECOND;
-/// By then every connection that has ended was used and replaced.
-const NOTICED: u64 = 30 * SECOND;
 /// How many of a kind a summary shows.
 const EXAMPLES: usize = 20;
 
@@ -240,7 +238,10 @@ mod tests {
                 code: 778,
                 message: "disk I/O error".into(),
             },
-            Note::Broken { connection: 1 },
+            Note::Broken {
+                connection: 1,
+                since: 0,
+            },
             trying(6, 1),
         ];
         let journals = [journal_of(directory.path(), &profile, &notes)];

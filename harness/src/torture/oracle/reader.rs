@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::super::fault::{Connections, Visibility};
 use super::super::journal::{Note, Role};
 use super::super::profile::Profile;
-use super::{AFTERMATH, Evidence, Judgement, NOTICED, Transaction, Wrong, fault_before};
+use super::{AFTERMATH, Evidence, Judgement, Transaction, Wrong, fault_before};
 
 /// Goes through one journal.
 pub(super) struct Reader<'a> {
@@ -54,7 +54,7 @@ impl Reader<'_> {
                 Note::Error { what, code, message } => self.error(*time, what, *code, message),
                 Note::Wrong(what) => self.wrong(*time, what),
                 Note::Stale(what) => self.stale(*time, what),
-                Note::Broken { .. } => self.broken(*time),
+                Note::Broken { since, .. } => self.broken(*time, *since),
                 Note::Seen {
                     connection,
                     rows,
@@ -109,9 +109,9 @@ impl Reader<'_> {
         });
     }
 
-    fn broken(&mut self, time: u64) {
+    fn broken(&mut self, time: u64, since: u64) {
         *self.verdict.broken.entry(self.fault_name(time)).or_default() += 1;
-        if !self.are_cut(time, NOTICED) {
+        if !self.are_cut(since, time) {
             self.verdict.inexcusably_broken += 1;
         }
     }
@@ -124,7 +124,7 @@ impl Reader<'_> {
             .push(format!("{who}, after {fault}: {what}"));
         *self.verdict.stale.entry(fault).or_default() += 1;
         // One that only reads may never be told.
-        if !self.are_cut(time, u64::MAX) {
+        if !self.are_cut(0, time) {
             self.verdict.inexcusably_stale += 1;
         }
     }
@@ -149,16 +149,14 @@ impl Reader<'_> {
         fault_before(self.evidence.faults, time).map_or("none".to_owned(), |fault| fault.kind.name())
     }
 
-    /// Whether connections may have ended within that time before.
-    fn are_cut(&self, time: u64, within: u64) -> bool {
-        let before = self
+    /// Whether connections from `since` may have ended by `time`.
+    fn are_cut(&self, since: u64, time: u64) -> bool {
+        let mut between = self
             .evidence
             .faults
             .iter()
-            .take_while(|fault| fault.begin <= time);
-        before
-            .skip_while(|fault| fault.begin.saturating_add(within) < time)
-            .any(|fault| fault.kind.connections() == Connections::End)
+            .filter(|fault| (since..=time).contains(&fault.begin));
+        between.any(|fault| fault.kind.connections() == Connections::End)
     }
 
     /// With several nodes a change of the primary fails commits, whatever caused it; also a load that outlasts a lease.
