@@ -17,7 +17,7 @@ use nix::fcntl::OFlag;
 
 use super::attr;
 use super::backing::{self, Moment, Ownership};
-use super::edge::Edge;
+use super::edge::{Edge, Use};
 use super::errno::{Answer, Errno};
 use super::handle::{Handle, OpenFile, OpenVirtual, Opening};
 use super::node::{Admission, Node, Part, Transfer};
@@ -61,7 +61,7 @@ impl Edge {
         }
         self.check_descriptors()?;
         let node = self.node(id)?;
-        self.check_client(node.part().as_ref(), caller, write)?;
+        self.check_client(node.part().as_ref(), caller, Use::of_open(write))?;
         let file = self.open_backing_file(&node, write)?;
         self.admit(node, file, write, false, caller)
     }
@@ -136,7 +136,7 @@ impl Edge {
         flags: i32,
     ) -> Answer<Option<File>> {
         let part = self.classify(&backing::join(&dir.path(), name));
-        self.check_client(part.as_ref(), caller, true)?;
+        self.check_client(part.as_ref(), caller, Use::Write)?;
         self.check_sound(part.as_ref())?;
         let create = match &part {
             Some((_, Side::Database | Side::Wal | Side::Shm)) => backing::create_whole,
@@ -414,7 +414,7 @@ impl Edge {
         }
         if let Some(size) = changes.size {
             if number.is_none() {
-                self.check_client(node.part().as_ref(), caller, true)?;
+                self.check_client(node.part().as_ref(), caller, Use::Remove)?;
             }
             self.truncate(&node, number, size)?;
             if caller.uid != 0 {

@@ -31,6 +31,25 @@ const RESENT: u64 = 1 << 63;
 /// Lifetime of names and attributes in the kernel. What the daemon changes itself it invalidates itself.
 pub(crate) const TTL: Duration = Duration::from_secs(3600);
 
+/// What a side file is opened or named for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Use {
+    Read,
+    Write,
+    /// Or another name, or a cut.
+    Remove,
+}
+
+impl Use {
+    /// Of a file that is opened.
+    pub(crate) fn of_open(write: bool) -> Use {
+        match write {
+            true => Use::Write,
+            false => Use::Read,
+        }
+    }
+}
+
 pub(crate) struct Edge {
     pub(crate) store: Arc<Store>,
     pub(crate) files_dir: PathBuf,
@@ -140,24 +159,26 @@ impl Edge {
         dir: &[u8],
         name: &OsStr,
         caller: Caller,
-        changes: bool,
+        purpose: Use,
     ) -> Answer<()> {
         if !self.former.has_clients() {
             return Ok(());
         }
         let part = self.classify(&super::backing::join(dir, name));
-        self.check_client(part.as_ref(), caller, changes)
+        self.check_client(part.as_ref(), caller, purpose)
     }
 
     /// Keeps from a side file whoever may use it for a connection to the main file of a dead mount.
-    pub(crate) fn check_client(&self, part: Option<&Part>, caller: Caller, changes: bool) -> Answer<()> {
+    pub(crate) fn check_client(&self, part: Option<&Part>, caller: Caller, purpose: Use) -> Answer<()> {
         let Some((name, side)) = part else {
             return Ok(());
         };
-        let locks = match (side, changes) {
+        let locks = match (side, purpose) {
             (Side::Database, _) => return Ok(()),
-            (Side::Journal, true) => Locks::ToWrite,
-            (Side::Journal, false) | (Side::Wal | Side::Shm, _) => Locks::Any,
+            (Side::Journal, Use::Write) | (Side::Journal | Side::Wal | Side::Shm, Use::Remove) => {
+                Locks::ToWrite
+            }
+            (Side::Journal, Use::Read) | (Side::Wal | Side::Shm, Use::Read | Use::Write) => Locks::Any,
         };
         let main = || {
             let main = std::fs::metadata(name.file_in(&self.files_dir, Side::Database)).ok()?;

@@ -16,7 +16,7 @@ use nix::sys::stat::{FileStat, SFlag};
 
 use super::attr;
 use super::backing::{self, Ownership};
-use super::edge::Edge;
+use super::edge::{Edge, Use};
 use super::errno::{Answer, Errno};
 use super::node::{Node, Part, ROOT};
 use super::virtual_files::{self, Virtual, VirtualFiles};
@@ -55,7 +55,7 @@ impl Edge {
         let parent = self.node(parent)?;
         let dir = parent.path();
         // SQLite takes a journal that is not there for one that it has removed: its transaction is committed then.
-        self.check_client_at(&dir, name, caller, false)?;
+        self.check_client_at(&dir, name, caller, Use::Read)?;
         if let Some(file) = virtual_files::find(&self.store, &self.presence, &dir, name) {
             return Ok(Entry::Virtual(self.virtual_attr(&file)));
         }
@@ -197,7 +197,7 @@ impl Edge {
     pub(crate) fn unlink(&self, parent: u64, name: &OsStr, caller: Caller, again: bool) -> Answer<()> {
         let parent = self.node(parent)?;
         self.refuse_virtual(&parent, name)?;
-        self.check_client_at(&parent.path(), name, caller, true)?;
+        self.check_client_at(&parent.path(), name, caller, Use::Remove)?;
         let victim = match backing::stat_name(parent.fd(), name) {
             Err(nix::errno::Errno::ENOENT) if again => return self.finish_removal(&parent, name),
             victim => victim?,
@@ -283,7 +283,7 @@ impl Edge {
         self.refuse_virtual(&from_dir, from.1)?;
         self.refuse_virtual(&to_dir, to.1)?;
         for (dir, name) in [(&from_dir, from.1), (&to_dir, to.1)] {
-            self.check_client_at(&dir.path(), name, caller, true)?;
+            self.check_client_at(&dir.path(), name, caller, Use::Remove)?;
         }
         let target = self.end(&to_dir, to.1)?;
         let target_path = backing::join(&to_dir.path(), to.1);
