@@ -11,7 +11,8 @@ use sqlite_format::wal::{FRAME_HEADER_SIZE, WalHeader, frame_offset, frame_size}
 use super::Database;
 use super::scratch::Left;
 use super::state::State;
-use crate::capture::wal::{Group, Wal};
+use crate::capture::group::Group;
+use crate::capture::wal::Wal;
 use crate::database::backing::read_full;
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -223,16 +224,13 @@ fn read_frame(file: &File, frame: u64, page: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
-/// The path, or the path with a number behind it if it is taken: an archive is never overwritten.
+/// The path, or the path with a number before the extension if it is taken: an archive is never overwritten.
 fn free_path(path: PathBuf) -> PathBuf {
-    if !path.exists() {
-        return path;
+    let numbered = |number: u32| path.with_extension(format!("{number}.ltx"));
+    match path.exists() {
+        true => (1..).map(numbered).find(|path| !path.exists()).unwrap_or(path),
+        false => path,
     }
-    let base = path.to_string_lossy().into_owned();
-    (1u32..)
-        .map(|n| PathBuf::from(format!("{base}.{n}")))
-        .find(|path| !path.exists())
-        .unwrap_or(path)
 }
 
 fn copy(from: &mut impl Read, to: &mut impl Write) -> std::io::Result<()> {
@@ -243,4 +241,20 @@ fn sync_dir(dir: &std::path::Path) -> Result<()> {
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .map_err(Error::io("archive.sync", dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_archived_before_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(ltx::file_name(Txid(1), Txid(2)));
+        for name in ["2.ltx", "2.1.ltx", "2.2.ltx"] {
+            let free = free_path(path.clone());
+            assert!(free.to_str().unwrap().ends_with(name), "{}", free.display());
+            File::create_new(free).unwrap();
+        }
+    }
 }
