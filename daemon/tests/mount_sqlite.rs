@@ -64,6 +64,48 @@ fn the_last_client_leaves_no_side_file() {
     }
 }
 
+/// What a process has read, in bytes; requests of the kernel among it.
+fn read_by(pid: u32) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    let read = io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap();
+    read.parse().unwrap()
+}
+
+/// SQLite writes the commit frame first and then the headers of all frames behind the first that it overwrote. Also over a takeover, which
+/// knows nothing of the frames that the daemon before had seen.
+#[test]
+fn a_transaction_that_outgrows_the_page_cache_is_looked_through_a_few_times() {
+    for mode in MODES {
+        for is_taken_over in [false, true] {
+            let mut rig = Rig::start(mode);
+            let db = open(&rig, "a.db", "wal", "normal");
+            db.execute_batch(
+                "CREATE TABLE t(id INTEGER PRIMARY KEY, k TEXT UNIQUE); PRAGMA cache_size=20; BEGIN",
+            )
+            .unwrap();
+            let fill = "WITH RECURSIVE s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s WHERE x < 4000)
+                INSERT INTO t(k) SELECT hex(randomblob(50)) FROM s";
+            db.execute_batch(fill).unwrap();
+            if is_taken_over {
+                rig.kill();
+                rig.restart();
+            }
+            let before = read_by(rig.pid());
+            db.execute_batch(fill).unwrap();
+            db.execute_batch("COMMIT").unwrap();
+            let read = read_by(rig.pid()) - before;
+            let wal = std::fs::metadata(rig.path("a.db-wal")).unwrap().len();
+            assert!(wal > 1_000_000, "the test spills nothing: {wal}");
+            assert!(
+                read < 30 * wal,
+                "{read} bytes read for a WAL of {wal} in mode {mode:?}, taken over: {is_taken_over}"
+            );
+            drop(db);
+            rig.stop();
+        }
+    }
+}
+
 /// The daemon itself opens a file now and then to look at its locks.
 const STRAY: f64 = 0.1;
 

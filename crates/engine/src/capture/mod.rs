@@ -4,6 +4,7 @@
 //! write-ahead log, [`pages`] for rollback journals and everything else that writes the main file. Many triggers call
 //! them (`database::edge`, `settle`); calling once more than needed changes nothing.
 
+pub(crate) mod group;
 mod index;
 mod pages;
 mod unpublished;

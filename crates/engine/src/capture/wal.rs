@@ -9,11 +9,11 @@ use std::fs::File;
 use std::time::Instant;
 
 use sqlite_format::wal::{
-    FRAME_HEADER_SIZE, FrameHeader, FrameScanner, WAL_HEADER_SIZE, WalHeader, WalPosition, frame_offset,
-    frame_size,
+    FRAME_HEADER_SIZE, FrameHeader, WAL_HEADER_SIZE, WalHeader, WalPosition, frame_offset, frame_size,
 };
 use sqlite_format::{PageSize, Pgno};
 
+use super::group::{Followed, Group, newest};
 use super::index::read_index;
 use super::window::Window;
 use ltx::WalRange;
@@ -59,7 +59,9 @@ pub(crate) struct Wal {
     pub(crate) image: IndexImage,
     /// Counts what was published in the wal-index.
     change: u32,
-    window: Window,
+    pub(super) window: Window,
+    /// How far the frames behind the captured ones were followed in vain.
+    pub(super) followed: Option<Followed>,
 }
 
 /// Which frames count as committed.
@@ -69,22 +71,6 @@ pub(crate) enum Until {
     Index,
     /// All up to the last commit frame of the chain: they are durable, or their writer is gone.
     Chain,
-}
-
-/// One transaction's frames.
-pub(crate) struct Group {
-    pub(crate) first: u32,
-    /// Size of the database in pages after it.
-    pub(crate) commit: u32,
-    pub(crate) end: WalPosition,
-    frames: Vec<(Pgno, u32)>,
-}
-
-impl Group {
-    /// The newest frame of each page, in page order.
-    pub(crate) fn pages(&self) -> Vec<(Pgno, u32)> {
-        newest(&mut self.frames.clone())
-    }
 }
 
 impl Wal {
@@ -143,6 +129,7 @@ impl Wal {
         self.outdated.clear();
         self.order.clear();
         self.image = IndexImage::default();
+        self.followed = None;
     }
 
     /// A new generation begins.
@@ -239,67 +226,28 @@ impl Wal {
         self.advance(frames, group.end, group.commit);
     }
 
-    /// The next whole transaction after what was captured. With `limit`, frames up to it are known to be committed;
-    /// without, each must continue the chain.
-    pub(crate) fn next_group(&mut self, file: &File, limit: Option<u32>) -> Result<Option<Group>> {
-        let (Some(header), Some(mut end)) = (self.header.clone(), self.at) else {
-            return Ok(None);
-        };
-        let mut scanner = FrameScanner::resume(header.clone(), end, 0);
-        let first = end.frames + 1;
-        let mut frames = Vec::new();
-        loop {
-            let number = end.frames + 1;
-            if limit.is_some_and(|limit| number > limit) {
-                return Ok(None);
-            }
-            let read = self.window.frame(file, header.page_size, number, limit);
-            let Some(bytes) = read.map_err(Error::io("wal.read", "-wal"))? else {
-                return Ok(None);
-            };
-            let (pgno, commit) = match limit {
-                Some(_) => {
-                    let frame = match FrameHeader::parse(bytes) {
-                        Ok(frame) if frame.salt == header.salt => frame,
-                        Ok(_) | Err(_) => return Ok(None),
-                    };
-                    end = WalPosition {
-                        frames: number,
-                        checksum: frame.checksum,
-                    };
-                    (frame.pgno, frame.commit)
-                }
-                None => {
-                    let Ok(frame) = scanner.next(bytes) else {
-                        return Ok(None);
-                    };
-                    let found = (frame.pgno, frame.commit.unwrap_or(0));
-                    end = scanner.position();
-                    found
-                }
-            };
-            frames.push((pgno, number));
-            if commit > 0 {
-                return Ok(Some(Group {
-                    first,
-                    commit,
-                    end,
-                    frames,
-                }));
-            }
-        }
-    }
-
     /// Whether the file holds a frame of this generation after the captured ones: its transaction is not finished, or
     /// not published yet.
-    fn more_follows(&mut self, file: &File) -> bool {
-        let (Some(header), Some(at)) = (&self.header, self.at) else {
-            return false;
-        };
-        let mut bytes = [0; FRAME_HEADER_SIZE];
-        let offset = frame_offset(at.frames + 1, header.page_size);
-        let read = read_full(file, &mut bytes, offset).unwrap_or(0);
-        FrameHeader::parse(&bytes[..read]).is_ok_and(|frame| frame.salt == header.salt)
+    fn more_follows(&self, file: &File) -> bool {
+        self.headers_behind(file).next().is_some()
+    }
+
+    /// Whether one of the frames after the captured ones may end a transaction; its page may be yet to be written.
+    pub(crate) fn may_end(&self, file: &File) -> bool {
+        self.header.is_none() || self.headers_behind(file).any(|frame| frame.commit > 0)
+    }
+
+    /// Headers of this generation after the captured frames.
+    fn headers_behind<'a>(&'a self, file: &'a File) -> impl Iterator<Item = FrameHeader> + 'a {
+        let known = self.header.as_ref().zip(self.at);
+        known.into_iter().flat_map(move |(header, at)| {
+            (at.frames + 1..).map_while(move |number| {
+                let mut bytes = [0; FRAME_HEADER_SIZE];
+                let read = read_full(file, &mut bytes, frame_offset(number, header.page_size)).ok()?;
+                let frame = FrameHeader::parse(&bytes[..read]).ok()?;
+                (frame.salt == header.salt).then_some(frame)
+            })
+        })
     }
 }
 
@@ -346,6 +294,10 @@ impl Database {
             Committed::Chain => None,
         };
         state.wal.window.clear();
+        if self.shared.kernel().coherence() != Coherence::Intercepted {
+            // Frames change without a request.
+            state.wal.followed = None;
+        }
         if let Some(group) = state.wal.next_group(&file, limit)? {
             let mut appender = self.log.appender()?;
             state.wal.commit_written = false;
@@ -510,17 +462,6 @@ enum Committed {
     Nothing,
     UpTo(u32),
     Chain,
-}
-
-/// The newest frame of each page, in page order.
-fn newest(frames: &mut Vec<(Pgno, u32)>) -> Vec<(Pgno, u32)> {
-    if frames.len() > 1 {
-        frames.sort_unstable();
-        frames.reverse();
-        frames.dedup_by_key(|(pgno, _)| *pgno);
-        frames.reverse();
-    }
-    std::mem::take(frames)
 }
 
 impl State {

@@ -87,6 +87,10 @@ impl Database {
                 self.doubt_files(state, &tail, "nobody knows which transaction its files are at")?;
             }
         }
+        if let Some(wal) = state.backing.get(Side::Wal)? {
+            // The header of a commit frame may be written, and its page be the next that comes.
+            state.wal.commit_written = state.wal.may_end(&wal);
+        }
         if let Some(reason) = &left.quarantine {
             self.health.was_diverged(reason);
         }
@@ -108,8 +112,6 @@ impl Database {
             // That closes the database.
             tracing::error!(db = %self.name, %error, "cannot make the log durable");
         }
-        // The header of a commit frame may be written, and its page be the next that comes.
-        state.wal.commit_written = true;
         // Whoever was writing is given the time that he had.
         state.last_write = (!left.dirty.is_clean()).then(Instant::now);
         if let Some(wal) = state.backing.get(Side::Wal)? {

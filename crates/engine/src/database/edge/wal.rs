@@ -35,6 +35,7 @@ impl Database {
         {
             self.frames_go(&mut state, file, intact)?;
         }
+        state.wal.changes_from(offset);
         file.write_all_at(data, offset)
             .map_err(Error::io("wal.write", state.backing.path(Side::Wal)))?;
         state.wal.present = true;
@@ -96,6 +97,7 @@ impl Database {
         self.capture_before_wal_goes(&mut state)?;
         let sealed = state.seal.is_some();
         state.break_seal()?;
+        state.wal.changes_from(size);
         let cut = file
             .set_len(size)
             .map_err(Error::io("wal.truncate", state.backing.path(Side::Wal)));
