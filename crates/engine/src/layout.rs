@@ -15,6 +15,8 @@ use crate::name::DbName;
 
 /// File with the database's name, in its home.
 const NAME: &str = "name";
+/// Extension of a file that is being written.
+const DRAFT: &str = "tmp";
 
 pub(crate) fn files(dir: &Path) -> PathBuf {
     dir.join("files")
@@ -42,6 +44,25 @@ pub(crate) fn homes(disk: &dyn Disk, dir: &Path) -> Result<Vec<(DbName, PathBuf)
         }
     }
     Ok(homes)
+}
+
+/// Removes the homes that a process died in the middle of making: they have no name yet, and nothing else.
+pub(crate) fn remove_unborn(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    let root = databases(dir);
+    for entry in disk.list("store.list", &root)? {
+        let home = root.join(entry);
+        let content = disk
+            .list("store.list", &home)
+            .unwrap_or_else(|_| vec!["no directory".into()]);
+        if content
+            .iter()
+            .all(|entry| Path::new(entry) == Path::new(NAME).with_extension(DRAFT))
+        {
+            tracing::debug!(home = %home.display(), "a database was about to be created");
+            disk.remove_dir_all("store.remove_unborn", &home)?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes a home for a new database.
@@ -90,7 +111,7 @@ pub(crate) fn read_text(disk: &dyn Disk, path: &Path) -> Result<String> {
 
 /// Writes a small text file so that it is there whole or not at all.
 pub(crate) fn write_text(disk: &dyn Disk, path: &Path, text: &str) -> Result<()> {
-    let temporary = path.with_extension("tmp");
+    let temporary = path.with_extension(DRAFT);
     let file = disk.open("store.create", &temporary, OpenMode::Create)?;
     file.set_len("store.write", 0)?;
     file.write_all_at("store.write", text.as_bytes(), 0)?;

@@ -118,6 +118,7 @@ impl Store {
             closed: Default::default(),
             closing: Default::default(),
         });
+        layout::remove_unborn(&*disk, dir)?;
         let (mut databases, damaged) = (BTreeMap::new(), Damaged::default());
         for (name, home) in layout::homes(&*disk, dir)? {
             let opened = match opening {

@@ -438,6 +438,25 @@ fn a_lost_main_file_is_written_from_a_complete_log() {
     check(&again, 1);
 }
 
+/// The process died between the two steps that make a database's home, and its successor makes another one.
+#[test]
+fn a_home_that_was_never_finished_is_removed() {
+    let node = Node::primary();
+    node.mount().exec("CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
+    let dir = node.kill();
+    let databases = dir.path().join("databases");
+    fs::create_dir(databases.join("empty")).unwrap();
+    fs::create_dir(databases.join("half")).unwrap();
+    fs::write(databases.join("half/name.tmp"), "b.").unwrap();
+    fs::create_dir(databases.join("strange")).unwrap();
+    fs::write(databases.join("strange/note"), "whatever this is, it is not ours").unwrap();
+    let again = reopen(dir);
+    check(&again, 0);
+    let left = list(&again.dir.path().join("databases"));
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(left.iter().any(|home| home.ends_with("strange")), "{left:?}");
+}
+
 /// A database that came with a WAL, put in place while nobody looked.
 #[test]
 fn a_database_that_is_found_with_a_wal_begins_with_one_consistent_transaction() {
