@@ -185,7 +185,7 @@ impl Edge {
 /// The inodes below `dir` that the kernel knows. While they are pinned the backing file system gives their numbers to no other file, which the
 /// kernel would take for the one it knows.
 pub(crate) fn pin(ledger: &Ledger, dir: &Path) -> io::Result<Vec<Pinned>> {
-    let known: HashSet<u64> = ledger.nodes().into_iter().map(|(_, entry)| entry.id).collect();
+    let known: HashSet<u64> = ledger.nodes().map(|(_, entry)| entry.id).collect();
     let mut pinned = Vec::new();
     let mut dirs = vec![(super::node::ROOT, backing::open_root(dir)?)];
     while let Some((directory, dir)) = dirs.pop() {

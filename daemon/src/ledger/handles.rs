@@ -57,6 +57,11 @@ impl FreeSlots {
     pub(super) fn give_back(&self, slot: u32) {
         self.0.lock().push(slot);
     }
+
+    /// Begins with these, each of which is given out once.
+    pub(super) fn fill(&self, slots: Vec<u32>) {
+        *self.0.lock() = slots;
+    }
 }
 
 impl Ledger {
@@ -67,7 +72,7 @@ impl Ledger {
 
     /// Notes an open file, before the kernel is told; `None`: no room.
     pub(crate) fn add_handle(&self, entry: &HandleEntry) -> Option<HandleSlot> {
-        let slot = HandleSlot(self.free.take(self, HANDLES_USED)?);
+        let slot = HandleSlot(self.free_handles.take(self, HANDLES_USED)?);
         self.put(slot.word(NODE), entry.node);
         self.put(slot.word(FLAGS), flags(entry));
         self.put(slot.word(PROCESS), u64::from(entry.process));
@@ -77,7 +82,7 @@ impl Ledger {
 
     pub(crate) fn remove_handle(&self, slot: HandleSlot) {
         self.put(slot.word(NUMBER), 0);
-        self.free.give_back(slot.0);
+        self.free_handles.give_back(slot.0);
     }
 
     /// Notes whether something was written that nobody has looked at.
@@ -89,23 +94,25 @@ impl Ledger {
         };
     }
 
-    /// All open files, for whoever takes over. The slots that are free are free for it to use.
-    pub(crate) fn handles(&self) -> Vec<(HandleSlot, HandleEntry)> {
-        let mut found = Vec::new();
-        for slot in 0..self.get(HANDLES_USED).min(SLOTS as u64) as u32 {
-            match self.handle(HandleSlot(slot)) {
-                Some(entry) => found.push((HandleSlot(slot), entry)),
-                None => self.free.give_back(slot),
-            }
-        }
-        found
+    /// All open files, for whoever takes over.
+    pub(crate) fn handles(&self) -> impl Iterator<Item = (HandleSlot, HandleEntry)> + '_ {
+        self.handle_slots()
+            .filter_map(|slot| Some((slot, self.handle(slot)?)))
     }
 
     /// Files that clients have open, not counting the daemon's own.
     pub(crate) fn client_handles(&self) -> impl Iterator<Item = HandleEntry> + '_ {
-        (0..self.get(HANDLES_USED).min(SLOTS as u64) as u32)
-            .filter_map(|slot| self.handle(HandleSlot(slot)))
-            .filter(|entry| !entry.ours)
+        self.handles().map(|(_, entry)| entry).filter(|entry| !entry.ours)
+    }
+
+    /// Slots that were given back, or never filled.
+    pub(super) fn free_handle_slots(&self) -> Vec<u32> {
+        let free = self.handle_slots().filter(|slot| self.handle(*slot).is_none());
+        free.map(|slot| slot.0).collect()
+    }
+
+    fn handle_slots(&self) -> impl Iterator<Item = HandleSlot> + use<> {
+        (0..self.get(HANDLES_USED).min(SLOTS as u64) as u32).map(HandleSlot)
     }
 
     fn handle(&self, slot: HandleSlot) -> Option<HandleEntry> {
@@ -166,8 +173,10 @@ mod tests {
         ledger.remove_handle(slots[0]);
         ledger.set_wrote(slots[2], true);
         let next = again(&ledger);
-        let found: Vec<HandleEntry> = next.handles().into_iter().map(|(_, entry)| entry).collect();
-        assert_eq!(found, [two, HandleEntry { wrote: true, ..three }]);
+        for _ in 0..2 {
+            let found: Vec<HandleEntry> = next.handles().map(|(_, entry)| entry).collect();
+            assert_eq!(found, [two, HandleEntry { wrote: true, ..three }]);
+        }
         assert_eq!(next.client_handles().count(), 1);
         let four = entry(&next, false);
         assert!(four.number > three.number);
@@ -176,5 +185,6 @@ mod tests {
             Some(slots[0]),
             "a free slot is used again"
         );
+        assert_ne!(next.add_handle(&four), Some(slots[0]), "and once");
     }
 }

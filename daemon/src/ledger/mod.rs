@@ -74,7 +74,7 @@ pub(crate) enum Mode {
 pub struct Ledger {
     map: MmapRaw,
     file: File,
-    free: handles::FreeSlots,
+    free_handles: handles::FreeSlots,
     free_nodes: handles::FreeSlots,
     threads: AtomicU64,
 }
@@ -98,10 +98,12 @@ impl Ledger {
             return Err(other_layout());
         }
         let ledger = Ledger::map(file)?;
-        match ledger.word(0).load(Ordering::Acquire) {
-            MAGIC => Ok(ledger),
-            _ => Err(other_layout()),
+        if ledger.get(0) != MAGIC {
+            return Err(other_layout());
         }
+        ledger.free_handles.fill(ledger.free_handle_slots());
+        ledger.free_nodes.fill(ledger.free_node_slots());
+        Ok(ledger)
     }
 
     fn map(file: File) -> io::Result<Ledger> {
@@ -109,7 +111,7 @@ impl Ledger {
         let ledger = Ledger {
             map,
             file,
-            free: Default::default(),
+            free_handles: Default::default(),
             free_nodes: Default::default(),
             threads: AtomicU64::new(0),
         };

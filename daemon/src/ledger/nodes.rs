@@ -69,28 +69,34 @@ impl Ledger {
         self.put(slot.word(OPENED), flags.fold(backing, |word, flag| word | flag));
     }
 
-    /// All inodes, for whoever takes over. The slots that are free are free for it to use.
-    pub(crate) fn nodes(&self) -> Vec<(NodeSlot, NodeEntry)> {
-        let mut found = Vec::new();
-        for slot in (0..self.get(NODES_USED).min(SLOTS as u64) as u32).map(NodeSlot) {
-            let id = self.get(slot.word(ID));
-            if id == 0 {
-                self.free_nodes.give_back(slot.0);
-                continue;
-            }
-            let opened = self.word(slot.word(OPENED)).load(Ordering::Acquire);
-            let entry = NodeEntry {
-                id,
-                lookups: self.get(slot.word(LOOKUPS)),
-                opened: Opened {
-                    passthrough: opened & PASSTHROUGH != 0,
-                    cache_is_stale: opened & STALE_CACHE != 0,
-                    backing: (opened & BACKED != 0).then_some((opened >> BACKING_SHIFT) as u32),
-                },
-            };
-            found.push((slot, entry));
-        }
-        found
+    /// All inodes, for whoever takes over.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (NodeSlot, NodeEntry)> + '_ {
+        self.node_slots()
+            .filter_map(|slot| Some((slot, self.node_entry(slot)?)))
+    }
+
+    /// Slots that were given back, or never filled.
+    pub(super) fn free_node_slots(&self) -> Vec<u32> {
+        let free = self.node_slots().filter(|slot| self.node_entry(*slot).is_none());
+        free.map(|slot| slot.0).collect()
+    }
+
+    fn node_slots(&self) -> impl Iterator<Item = NodeSlot> + use<> {
+        (0..self.get(NODES_USED).min(SLOTS as u64) as u32).map(NodeSlot)
+    }
+
+    fn node_entry(&self, slot: NodeSlot) -> Option<NodeEntry> {
+        let id = self.get(slot.word(ID));
+        let opened = self.word(slot.word(OPENED)).load(Ordering::Acquire);
+        (id != 0).then(|| NodeEntry {
+            id,
+            lookups: self.get(slot.word(LOOKUPS)),
+            opened: Opened {
+                passthrough: opened & PASSTHROUGH != 0,
+                cache_is_stale: opened & STALE_CACHE != 0,
+                backing: (opened & BACKED != 0).then_some((opened >> BACKING_SHIFT) as u32),
+            },
+        })
     }
 }
 
@@ -123,8 +129,11 @@ mod tests {
             lookups: 4,
             opened,
         };
-        assert_eq!(next.nodes(), [(two, entry)]);
+        for _ in 0..2 {
+            assert_eq!(next.nodes().collect::<Vec<_>>(), [(two, entry)]);
+        }
         assert_eq!(next.add_node(14), Some(one), "a free slot is used again");
+        assert_ne!(next.add_node(15), Some(one), "and once");
         ledger.set_opened(
             two,
             Opened {
@@ -132,6 +141,6 @@ mod tests {
                 ..opened
             },
         );
-        assert_eq!(again(&ledger).nodes()[1].1.opened.backing, None);
+        assert_eq!(again(&ledger).nodes().nth(1).unwrap().1.opened.backing, None);
     }
 }
