@@ -95,6 +95,7 @@ impl Edge {
             drop(past);
             if let Some(past) = found {
                 tracing::debug!(?past, "a request comes again");
+                self.ledger.forget_past(unique);
                 self.take_back(&past);
             }
         }

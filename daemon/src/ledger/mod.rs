@@ -48,6 +48,8 @@ const INIT_WORDS: usize = 32;
 const ONGOING: usize = 64;
 const THREADS: usize = 64;
 const ONGOING_WORDS: usize = 4;
+const PAST: usize = ONGOING + THREADS * ONGOING_WORDS;
+const PAST_RECORDS: usize = (NODES - PAST) / ONGOING_WORDS;
 
 // Behind it, in words.
 const NODES: usize = 512;

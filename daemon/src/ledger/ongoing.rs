@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
-use super::{Ledger, ONGOING, ONGOING_WORDS, THREADS};
+use super::{Ledger, ONGOING, ONGOING_WORDS, PAST, PAST_RECORDS, THREADS};
 
 // Words of a record.
 const UNIQUE: usize = 0;
@@ -53,21 +53,44 @@ impl Ledger {
         }
     }
 
-    /// What the requests of an earlier process had got to, which is forgotten by this.
+    /// What the requests of earlier processes had got to. It stays noted until [`Ledger::forget_past`]: this process may die before they
+    /// come again. Of very many the oldest are dropped, which merely counts them twice.
     pub(crate) fn take_past(&self) -> Vec<Past> {
-        let mut found = Vec::new();
-        for record in (0..THREADS).map(first_word) {
-            let past = Past {
-                unique: self.get(record + UNIQUE),
-                entered: self.get(record + ENTERED),
-                handle: self.get(record + HANDLE),
-            };
+        let noted = (0..PAST_RECORDS)
+            .map(past_word)
+            .chain((0..THREADS).map(first_word));
+        let mut found: Vec<Past> = noted.filter_map(|record| self.past(record)).collect();
+        found.sort_by_key(|past| std::cmp::Reverse(past.unique));
+        found.dedup_by_key(|past| past.unique);
+        found.truncate(PAST_RECORDS);
+        for (number, past) in found.iter().enumerate() {
+            let record = past_word(number);
             self.put(record + UNIQUE, 0);
-            if past.unique != 0 {
-                found.push(past);
-            }
+            self.put(record + ENTERED, past.entered);
+            self.put(record + HANDLE, past.handle);
+            self.put(record + UNIQUE, past.unique);
+        }
+        for record in (0..THREADS).map(first_word) {
+            self.put(record + UNIQUE, 0);
         }
         found
+    }
+
+    /// The request comes again, and what it had got to is about to be taken back.
+    pub(crate) fn forget_past(&self, unique: u64) {
+        let mut records = (0..PAST_RECORDS).map(past_word);
+        if let Some(record) = records.find(|record| self.get(record + UNIQUE) == unique) {
+            self.put(record + UNIQUE, 0);
+        }
+    }
+
+    fn past(&self, record: usize) -> Option<Past> {
+        let past = Past {
+            unique: self.get(record + UNIQUE),
+            entered: self.get(record + ENTERED),
+            handle: self.get(record + HANDLE),
+        };
+        (past.unique != 0).then_some(past)
     }
 
     fn record(&self) -> Option<usize> {
@@ -82,6 +105,10 @@ impl Ledger {
 
 fn first_word(record: usize) -> usize {
     ONGOING + record * ONGOING_WORDS
+}
+
+fn past_word(record: usize) -> usize {
+    PAST + record * ONGOING_WORDS
 }
 
 #[cfg(test)]
@@ -117,7 +144,23 @@ mod tests {
             entered,
             handle,
         };
-        assert_eq!(next.take_past(), [past(1, 0, 0), past(2, 5, 6)]);
-        assert_eq!(next.take_past(), []);
+        assert_eq!(next.take_past(), [past(2, 5, 6), past(1, 0, 0)]);
+        next.forget_past(1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                next.begin_request(7);
+                next.note_entered(8);
+            });
+        });
+        let third = again(&next);
+        assert_eq!(
+            third.take_past(),
+            [past(7, 8, 0), past(2, 5, 6)],
+            "also if the second dies before they come again"
+        );
+        for unique in [7, 2] {
+            third.forget_past(unique);
+        }
+        assert_eq!(again(&third).take_past(), []);
     }
 }
