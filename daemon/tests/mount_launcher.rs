@@ -2,6 +2,7 @@
 //! /dev/fuse.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -351,6 +352,74 @@ fn clients_of_a_stopped_node_read_and_do_not_commit_and_go_on_after_the_next_sta
             node.log()
         );
         drop((db, other));
+        assert_eq!(node.stop(), Some(0));
+    }
+}
+
+/// What the client process is told: a database, and a journal mode.
+const CLIENT: &str = "LITEFS_TEST_CLIENT";
+
+/// In the middle of a transaction that outgrows its page cache, until it is killed.
+#[test]
+fn client_process() {
+    let Ok(text) = std::env::var(CLIENT) else { return };
+    let (journal, path) = text.split_once(' ').unwrap();
+    let db = Connection::open(path).unwrap();
+    db.execute_batch(&format!(
+        "PRAGMA journal_mode={journal}; PRAGMA cache_size=1; BEGIN;
+        WITH RECURSIVE s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s WHERE x < 20000) INSERT INTO t SELECT x FROM s",
+    ))
+    .unwrap();
+    println!("written");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Starts it, and waits until it has written.
+fn client_in_a_transaction(path: &Path, journal: &str) -> Child {
+    let mut client = Command::new(std::env::current_exe().unwrap())
+        .args(["client_process", "--exact", "--nocapture"])
+        .env(CLIENT, format!("{journal} {}", path.display()))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    let wrote = lines.map_while(Result::ok).any(|line| line.ends_with("written"));
+    assert!(wrote, "the client ended");
+    client
+}
+
+/// The mount is detached, and SQLite finds no journal by its path: it would take what is half written for committed, and keep it for as
+/// long as the change counter stays the same.
+#[test]
+fn half_a_transaction_that_a_stop_cuts_off_is_read_by_nobody() {
+    for journal in ["delete", "truncate", "persist", "memory"] {
+        let mut node = Node::start();
+        let reader = node.open("a.db", journal);
+        reader.busy_timeout(Duration::ZERO).unwrap();
+        insert(&reader).unwrap();
+        let mut writer = client_in_a_transaction(&node.path("a.db"), journal);
+        assert_eq!(node.stop(), Some(0), "{journal}");
+        writer.kill().unwrap();
+        writer.wait().unwrap();
+        let read = reader.query_row("SELECT sum(x) FROM t", [], |row| row.get::<_, i64>(0));
+        assert!(read.is_err(), "{read:?} was read, {journal}: {}", node.log());
+        assert!(
+            node.log()
+                .contains("the database cannot be read until litefs starts again")
+        );
+        node.begin();
+        assert_eq!(count(&reader), 1, "{journal}");
+        insert(&reader).unwrap();
+        for db in [&reader, &node.open("a.db", journal)] {
+            assert_eq!(count(db), 2, "{journal}");
+            let check: String = db
+                .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+                .unwrap();
+            assert_eq!(check, "ok", "{journal}");
+        }
+        drop(reader);
         assert_eq!(node.stop(), Some(0));
     }
 }

@@ -249,6 +249,7 @@ impl Edge {
 
     pub(crate) fn read(&self, number: u64, offset: u64, buffer: &mut [u8]) -> Answer<usize> {
         match &*self.handle(number)? {
+            Handle::File(open) if self.is_unreadable(open.node.id()) => Err(Errno::EIO),
             Handle::File(open) => Ok(backing::read_full(open.file(), offset, buffer)?),
             Handle::Virtual(open) => self.read_virtual(open, offset, buffer),
         }

@@ -1,5 +1,6 @@
 //! The state behind the mount, and the rules that decide how a file is served.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -72,6 +73,8 @@ pub(crate) struct Edge {
     pub(crate) coherence: OnceLock<Coherence>,
     pub(crate) descriptors: Descriptors,
     pub(crate) former: FormerMounts,
+    /// Inodes of main files that nobody may read any more.
+    pub(crate) unreadable: OnceLock<HashSet<u64>>,
     /// Wanted by the operator; whether it is possible is known only after the handshake.
     pub(crate) wants_passthrough: bool,
     /// 2 where the backing file system is itself stacked (overlayfs).
@@ -193,6 +196,12 @@ impl Edge {
 
     pub(crate) fn node(&self, id: u64) -> Answer<Arc<Node>> {
         self.table.get(id).ok_or(Errno::ESTALE)
+    }
+
+    /// Whether the inode is a main file that nobody may read any more.
+    pub(crate) fn is_unreadable(&self, id: u64) -> bool {
+        let unreadable = self.unreadable.get();
+        unreadable.is_some_and(|unreadable| unreadable.contains(&id))
     }
 
     /// What a path, by its name, would be part of.

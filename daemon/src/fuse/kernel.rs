@@ -154,6 +154,13 @@ impl Kernel for MountKernel {
         if passthrough {
             return self.notices.send(Notice::Attributes { id });
         }
+        if self.edge.is_unreadable(id) {
+            return self.notices.send(Notice::Pages {
+                id,
+                offset: offset as i64,
+                length: data.len() as i64,
+            });
+        }
         for (index, chunk) in data.chunks(STORE_CHUNK).enumerate() {
             let offset = offset + (index * STORE_CHUNK) as u64;
             self.notices.store(id, offset, chunk);

@@ -1,5 +1,6 @@
 //! A mount from its start, or from where an earlier daemon left it, to its end.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use engine::{Coherence, Kernel, Store};
+use engine::{Coherence, Kernel, Side, Store};
 use fuser::{BackgroundSession, Config, INodeNo, Notifier, Session};
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 
@@ -162,6 +163,30 @@ impl Mount {
     pub fn has_ended(&self) -> bool {
         let session = self.session.as_ref();
         session.is_none_or(|session| session.guard.is_finished()) || !self.detach.is_attached()
+    }
+
+    /// Before the mount is detached for good and clients stay: SQLite looks for a journal by its path and finds none from then on, so what
+    /// it would take back is not to be read. A reader that kept such pages would take them for those of a later commit with the same
+    /// change counter.
+    pub fn shut_unfinished(&self) {
+        let edge = &self.edge;
+        let unfinished = edge.store.databases().into_iter().filter(|database| {
+            let unfinished = database.is_unfinished().unwrap_or(true);
+            if unfinished {
+                tracing::warn!(
+                    db = %database.name(),
+                    "a transaction was not finished: the database cannot be read until litefs starts again"
+                );
+            }
+            unfinished
+        });
+        let nodes = unfinished.flat_map(|database| edge.table.by_part(database.name(), Side::Database));
+        let unreadable: HashSet<u64> = nodes.map(|node| node.id()).collect();
+        let unreadable = edge.unreadable.get_or_init(|| unreadable);
+        for inode in unreadable {
+            // What the kernel has forgotten meanwhile needs nothing.
+            let _ = self.notifier.inval_inode(INodeNo(*inode), 0, 0);
+        }
     }
 
     /// Removes the mount from the name space. Clients keep the files that they have open.
@@ -459,6 +484,7 @@ impl Start<'_> {
             coherence: OnceLock::new(),
             descriptors: Descriptors::raise(),
             former,
+            unreadable: OnceLock::new(),
             wants_passthrough: self.options.passthrough != Passthrough::Off,
             stack_depth: if stacked { 2 } else { 1 },
         }))

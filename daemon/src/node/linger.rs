@@ -27,6 +27,7 @@ pub(super) struct Rest {
 impl Rest {
     /// Detaches the mount, and ends it if nobody has files open; else what is left is returned.
     pub(super) fn finish(self) -> Option<Rest> {
+        self.mount.shut_unfinished();
         if let Err(error) = self.mount.detach() {
             tracing::error!(%error, "cannot detach the mount");
         }

@@ -171,6 +171,12 @@ impl Database {
         }
     }
 
+    /// Whether the main file may hold a part of a transaction that is not committed.
+    pub fn is_unfinished(&self) -> Result<bool> {
+        let mut state = self.state.lock();
+        Ok(!state.scratch.dirty().is_clean() || state.backing.journal_is_hot()?)
+    }
+
     /// The record that leads to `txid`, if the log still has it.
     pub fn record(&self, txid: Txid) -> Result<Option<Record>> {
         Ok(self.log.find(txid)?)
