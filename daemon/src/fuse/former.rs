@@ -38,20 +38,24 @@ struct Known {
 
 impl FormerMounts {
     /// Of a mount that is new at its place; from here on it is one that the next one finds.
-    ///
-    /// # Errors
-    /// Those of writing the list: without it a later mount would not know the clients of this one.
-    pub(crate) fn begin(dir: &Path, own: Device) -> io::Result<FormerMounts> {
+    pub(crate) fn begin(dir: &Path, own: Device) -> FormerMounts {
         let mut former = FormerMounts::of(dir, own);
         former.devices.retain(|device| disarm(*device));
+        if let Err(error) = former.note(dir) {
+            // A full disk is no reason not to serve.
+            tracing::warn!(%error, "were everything killed that serves this mount, the next one would not know its clients");
+        }
+        former
+    }
+
+    fn note(&self, dir: &Path) -> io::Result<()> {
         let mut text = boot_id();
-        for (major, minor) in former.devices.iter().chain([&own]) {
+        for (major, minor) in self.devices.iter().chain([&self.own]) {
             text.push_str(&format!("{major}:{minor}\n"));
         }
         let draft = dir.join(format!("{FILE}.new"));
         fs::write(&draft, text)?;
-        fs::rename(draft, list(dir))?;
-        Ok(former)
+        fs::rename(draft, list(dir))
     }
 
     /// Of a mount that another process had begun.
@@ -157,12 +161,9 @@ mod tests {
     fn a_mount_knows_those_before_it_in_whose_files_processes_are() {
         let dir = tempfile::tempdir().unwrap();
         let (_file, used) = device_in_use(dir.path());
+        assert_eq!(FormerMounts::begin(dir.path(), (0, 0xf_ffff)).devices, []);
         assert_eq!(
-            FormerMounts::begin(dir.path(), (0, 0xf_ffff)).unwrap().devices,
-            []
-        );
-        assert_eq!(
-            FormerMounts::begin(dir.path(), used).unwrap().devices,
+            FormerMounts::begin(dir.path(), used).devices,
             [],
             "nobody uses the first"
         );

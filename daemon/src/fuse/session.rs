@@ -286,9 +286,7 @@ impl Start<'_> {
         };
         let Attached { device, detach } = attached;
         let former = FormerMounts::begin(self.store.dir(), processes::device(detach.device()));
-        let edge = former
-            .and_then(|former| self.new_edge(device, former))
-            .map_err(self.failed("prepare"));
+        let edge = self.new_edge(device, former).map_err(self.failed("prepare"));
         let edge = edge.inspect_err(|_| drop(detach.detach()))?;
         let begun = self.begin(&edge, &detach, &path);
         let session = begun.inspect_err(|_| drop(detach.detach()))?;
