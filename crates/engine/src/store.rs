@@ -1,6 +1,6 @@
 //! All databases of a data directory, and the role of this node towards them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -506,6 +506,11 @@ impl Store {
             {
                 return Err(db.busy("records that arrived at the last moment"));
             }
+            let known = self.databases.read();
+            let listed: HashSet<_> = databases.iter().map(Arc::as_ptr).collect();
+            if let Some(db) = known.values().find(|db| !listed.contains(&Arc::as_ptr(db))) {
+                return Err(db.busy("its creation at the last moment"));
+            }
             for db in &databases {
                 db.enter_noting(&mut db.state.lock(), Input::Promoting);
             }
@@ -520,11 +525,14 @@ impl Store {
     }
 
     fn demote(&self, role: Role) -> Result<()> {
-        for db in self.databases() {
-            db.enter(Input::Demoted);
+        {
+            let known = self.databases.read();
+            for db in known.values() {
+                db.enter(Input::Demoted);
+            }
+            *self.shared.role.write() = role;
+            self.shared.primary.store(false, Ordering::Release);
         }
-        *self.shared.role.write() = role;
-        self.shared.primary.store(false, Ordering::Release);
         let deadline = Instant::now() + ROLE_PATIENCE;
         let mut outcome = Ok(());
         for db in self.databases() {
