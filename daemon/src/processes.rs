@@ -183,6 +183,8 @@ mod tests {
         let mut child = std::process::Command::new("sleep")
             .arg("60")
             .stdin(File::open(&path).unwrap())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
         let dropped = drop_pages(child.id(), &[device]);
