@@ -63,6 +63,36 @@ impl Opening {
     }
 }
 
+/// Opens databases, several at a time: clients wait for the last one.
+fn open_all(
+    shared: &Arc<Shared>,
+    homes: Vec<(DbName, PathBuf)>,
+    opening: Opening,
+) -> Vec<(DbName, PathBuf, Result<Arc<Database>>)> {
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let helpers = workers.min(homes.len()).saturating_sub(1);
+    let (homes, opened) = (Mutex::new(homes.into_iter()), Mutex::new(Vec::new()));
+    let next = || homes.lock().next();
+    let work = || {
+        while let Some((name, home)) = next() {
+            let open = match opening {
+                Opening::Unused => Database::open,
+                Opening::InUse(_) => Database::open_in_use,
+            };
+            let database = open(shared.clone(), name.clone(), home.clone());
+            opened.lock().push((name, home, database));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..helpers {
+            // Without a helper it takes longer.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    opened.into_inner()
+}
+
 /// What of the logs may go.
 #[derive(Debug, Clone, Default)]
 pub struct Retention {
@@ -120,11 +150,7 @@ impl Store {
         });
         layout::remove_unborn(&*disk, dir)?;
         let (mut databases, damaged) = (BTreeMap::new(), Damaged::default());
-        for (name, home) in layout::homes(&*disk, dir)? {
-            let opened = match opening {
-                Opening::Unused => Database::open(shared.clone(), name.clone(), home.clone()),
-                Opening::InUse(_) => Database::open_in_use(shared.clone(), name.clone(), home.clone()),
-            };
+        for (name, home, opened) in open_all(&shared, layout::homes(&*disk, dir)?, opening) {
             match opened {
                 Ok(db) => drop(databases.insert(name, db)),
                 Err(error) => damaged.add(name, home, &error),
