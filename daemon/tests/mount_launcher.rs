@@ -404,7 +404,13 @@ fn half_a_transaction_that_a_stop_cuts_off_is_read_by_nobody() {
         writer.kill().unwrap();
         writer.wait().unwrap();
         let read = reader.query_row("SELECT sum(x) FROM t", [], |row| row.get::<_, i64>(0));
-        assert!(read.is_err(), "{read:?} was read, {journal}: {}", node.log());
+        let error = read.as_ref().err().and_then(rusqlite::Error::sqlite_error_code);
+        assert_eq!(
+            error,
+            Some(ErrorCode::SystemIoFailure),
+            "{read:?}, {journal}: {}",
+            node.log()
+        );
         assert!(
             node.log()
                 .contains("the database cannot be read until litefs starts again")

@@ -249,7 +249,8 @@ impl Edge {
 
     pub(crate) fn read(&self, number: u64, offset: u64, buffer: &mut [u8]) -> Answer<usize> {
         match &*self.handle(number)? {
-            Handle::File(open) if self.is_unreadable(open.node.id()) => Err(Errno::EIO),
+            // SQLite takes EIO for a damaged database, and would say so.
+            Handle::File(open) if self.is_unreadable(open.node.id()) => Err(Errno::ESTALE),
             Handle::File(open) => Ok(backing::read_full(open.file(), offset, buffer)?),
             Handle::Virtual(open) => self.read_virtual(open, offset, buffer),
         }
