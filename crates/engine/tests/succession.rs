@@ -68,11 +68,14 @@ fn a_wal_that_started_over_while_nobody_looked_is_captured() {
     same(&node, &Node::new());
 }
 
-/// Its frames were captured when they were durable, it died before it published them, and another writer overwrote them.
+/// Its frames were captured when they were durable, it died before it published them, and another writer overwrote them. `lags`: the daemon
+/// had not come to note that clients knew of the transactions before.
 #[test]
 fn a_commit_that_was_lost_with_its_writer_and_the_daemon_is_taken_back() {
-    for bytes in [10, 9000] {
+    for (bytes, lags) in [(10, false), (9000, false), (10, true), (9000, true)] {
         let (node, client) = primary(Coherence::Passthrough, NORMAL);
+        let home = common::homes(node.dir.path()).remove(0);
+        let noted = std::fs::read(home.join("scratch")).unwrap();
         client.exec("INSERT INTO t VALUES(1, randomblob(500))");
         let before = node.db().drain().unwrap().txid.0;
         let victim = node.mount();
@@ -81,12 +84,16 @@ fn a_commit_that_was_lost_with_its_writer_and_the_daemon_is_taken_back() {
         victim.send("INSERT INTO t VALUES(2, randomblob(9000))");
         victim.await_death();
         let vacant = node.vacate();
+        if lags {
+            std::fs::write(vacant.scratch(), noted).unwrap();
+        }
         client.exec(&format!("INSERT INTO t VALUES(3, randomblob({bytes}))"));
         let node = vacant.resume(PRIMARY);
         same(&node, &Node::new());
-        assert_eq!(client.query("SELECT group_concat(x) FROM t"), "1,3", "{bytes}");
+        let context = format!("{bytes}, lags: {lags}");
+        assert_eq!(client.query("SELECT group_concat(x) FROM t"), "1,3", "{context}");
         // The lost one, what takes it back, and the new one.
-        assert_eq!(node.db().drain().unwrap().txid, Txid(before + 3), "{bytes}");
+        assert_eq!(node.db().drain().unwrap().txid, Txid(before + 3), "{context}");
     }
 }
 

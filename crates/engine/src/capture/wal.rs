@@ -196,15 +196,18 @@ impl Wal {
         self.window.clear();
         while self.frames() < last {
             match self.next_group(file, None)? {
-                Some(mut group) if group.end.frames <= last => {
-                    self.note_order(&group.frames);
-                    let frames = newest(&mut group.frames);
-                    self.advance_unpublished(frames, group.end, group.commit);
-                }
+                Some(group) if group.end.frames <= last => self.enter_unpublished(group),
                 Some(_) | None => return Ok(false),
             }
         }
         Ok(true)
+    }
+
+    /// As [`Wal::enter`], for a transaction that clients may not know yet.
+    pub(crate) fn enter_unpublished(&mut self, mut group: Group) {
+        self.note_order(&group.frames);
+        let frames = newest(&mut group.frames);
+        self.advance_unpublished(frames, group.end, group.commit);
     }
 
     /// As [`Wal::map`] up to a frame, but following the chain. `false` if it breaks before.

@@ -196,8 +196,8 @@ struct Stray<'a> {
     group: &'a Group,
 }
 
-/// Whether apply wrote the frames: they hold what the record does.
-fn is_of(group: &Group, record: &Record, file: &File) -> Result<bool> {
+/// Whether the frames hold what the record does.
+pub(super) fn is_of(group: &Group, record: &Record, file: &File) -> Result<bool> {
     let page_size = record.info.page_size;
     if group.commit != record.info.commit {
         return Ok(false);

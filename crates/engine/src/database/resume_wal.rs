@@ -12,6 +12,7 @@ use sqlite_format::wal::{WalHeader, frame_offset, frame_size};
 use sqlite_format::{PageSize, Pgno};
 
 use super::Database;
+use super::archive::is_of;
 use super::scratch::{Clients, Left};
 use super::state::State;
 use crate::capture::wal::read_header;
@@ -64,8 +65,12 @@ impl Database {
                     state.wal.unknown = true;
                     return Ok(());
                 }
-                tracing::warn!(db = %self.name, frames = captured.frames, "captured frames were lost with their writer");
-                self.mark_captured(state, &captured, captured.published)?;
+                self.enter_what_is_left(state, &file, &captured)?;
+                let left = state.wal.frames();
+                tracing::warn!(
+                    db = %self.name, left, captured = captured.frames, "captured frames were lost with their writer"
+                );
+                self.mark_captured(state, &captured, left)?;
                 self.compare_pages(state, 0)
             }
             // What apply wrote; the next record finds out.
@@ -91,6 +96,27 @@ impl Database {
         }
         let whole = state.wal.map_unpublished(file, captured.frames)?;
         Ok(whole && self.are_current(state, captured.published)?)
+    }
+
+    /// Enters the captured frames behind those that clients were known to know of, up to the first transaction that is not as it was
+    /// captured.
+    fn enter_what_is_left(&self, state: &mut State, file: &File, captured: &Captured) -> Result<()> {
+        let mut records = Vec::new();
+        for record in self.log.records_back() {
+            let record = record?;
+            let range = range_of(&record)?.filter(|range| range.salt == captured.salt);
+            match range.map(|range| last_frame(&range, record.info.page_size)) {
+                Some(last) if last > captured.published => records.push((last, record)),
+                Some(_) | None => break,
+            }
+        }
+        while let (Some((last, record)), Some(group)) = (records.pop(), state.wal.next_group(file, None)?) {
+            if group.end.frames != last || !is_of(&group, &record, file)? {
+                break;
+            }
+            state.wal.enter_unpublished(group);
+        }
+        Ok(())
     }
 
     /// Whether the frames behind `published` hold what the last transaction left of their pages.
