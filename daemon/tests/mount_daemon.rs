@@ -239,7 +239,7 @@ fn the_daemon_locks_like_any_client() {
 }
 
 #[test]
-fn the_worker_checkpoints_and_rolls_back() {
+fn the_worker_checkpoints_and_a_client_rolls_back() {
     for mode in MODES {
         let mut rig = Rig::start(mode);
         let db = open(&rig, "a.db", "wal");
@@ -263,10 +263,9 @@ fn the_worker_checkpoints_and_rolls_back() {
         fs::copy(rig.path("h.db-journal"), rig.path("c.db-journal")).unwrap();
         fs::copy(rig.path("h.db"), rig.path("c.db")).unwrap();
         db.execute_batch("ROLLBACK").unwrap();
-        assert_eq!(rig.ask("recover c.db"), "ok");
-        assert!(!rig.path("c.db-journal").exists());
         let copy = Connection::open(rig.path("c.db")).unwrap();
         assert_eq!(count(&copy), 1);
+        assert!(!rig.path("c.db-journal").exists());
         check(&copy);
         drop((db, copy));
         rig.stop();

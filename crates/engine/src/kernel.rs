@@ -65,8 +65,6 @@ pub trait Kernel: Send + Sync {
     fn invalidate_position(&self, db: &DbName);
     /// Runs a checkpoint with SQLite, through the mount, in a process of its own.
     fn checkpoint(&self, db: &DbName, mode: CheckpointMode) -> io::Result<CheckpointResult>;
-    /// Has SQLite open and read the database through the mount, so that it rolls back a hot journal.
-    fn recover(&self, db: &DbName) -> io::Result<()>;
 }
 
 /// Open-file-description locks on the files of one database. They conflict with SQLite's POSIX locks both ways and cause
@@ -239,9 +237,5 @@ impl Kernel for Direct {
             log: -1,
             checkpointed: -1,
         })
-    }
-
-    fn recover(&self, _: &DbName) -> io::Result<()> {
-        Ok(())
     }
 }

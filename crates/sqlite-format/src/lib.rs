@@ -5,6 +5,7 @@
 //! this crate only, so that a layout fact is written down once.
 //!
 //! * [`header`]: the 100-byte database header on page 1
+//! * [`freelist`]: the pages that hold nothing
 //! * [`journal`]: the rollback journal
 //! * [`wal`]: the write-ahead log
 //! * [`wal_index`]: the wal-index (`-shm`): headers, checkpoint information, hash tables
@@ -13,6 +14,7 @@
 //! Invariant of the crate: bytes are untrusted. Truncated, flipped or oversized input gives a typed error,
 //! never a panic, and no allocation depends on a number read from the input.
 
+pub mod freelist;
 pub mod header;
 pub mod journal;
 pub mod locks;

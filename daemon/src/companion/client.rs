@@ -17,7 +17,7 @@ use super::worker::Worker;
 
 /// An open on the mount is answered by our own serving threads; longer means that something is badly stuck.
 const OPEN_PATIENCE: Duration = Duration::from_secs(10);
-/// How long SQLite waits for locks in a checkpoint that wants everything, and in a recovery.
+/// How long SQLite waits for locks in a checkpoint that wants everything.
 const BUSY: Duration = Duration::from_secs(2);
 /// A checkpoint or rollback of a large database takes its time.
 const JOB_PATIENCE: Duration = Duration::from_secs(600);
@@ -144,17 +144,6 @@ impl Companion {
                 log,
                 checkpointed,
             }),
-            (outcome, _) => Err(unexpected(outcome, path)),
-        }
-    }
-
-    pub(crate) fn recover(&self, path: &Path) -> io::Result<()> {
-        let task = Task::Recover {
-            path: path.to_owned(),
-            busy_ms: BUSY.as_millis() as u64,
-        };
-        match self.worker.ask(self.id(), &task, JOB_PATIENCE)? {
-            (Outcome::Recovered, _) => Ok(()),
             (outcome, _) => Err(unexpected(outcome, path)),
         }
     }

@@ -282,7 +282,7 @@ impl Opener {
             Task::Settled => files.release(|(generation, _)| generation < self.generation),
             Task::Control => self.control = descriptors.into_iter().next().or(self.control.take()),
             Task::Goodbye => return true,
-            Task::Checkpoint { .. } | Task::Recover { .. } => {
+            Task::Checkpoint { .. } => {
                 let reply = Reply {
                     id: request.id,
                     outcome: Outcome::failed(&io::ErrorKind::Unsupported.into()),

@@ -116,7 +116,6 @@ fn work(task: &Task) -> Outcome {
         Task::Checkpoint { path, mode, busy_ms } => {
             job::checkpoint(path, *mode, Duration::from_millis(*busy_ms))
         }
-        Task::Recover { path, busy_ms } => job::recover(path, Duration::from_millis(*busy_ms)),
         Task::Open { .. }
         | Task::Keep { .. }
         | Task::Inherit { .. }

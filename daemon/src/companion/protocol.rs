@@ -22,19 +22,11 @@ pub(super) enum Task {
         fence: Fence,
     },
     /// Keeps a file that the daemon has open already, which comes with the message: the opener that opened it died. Not answered.
-    Keep {
-        path: PathBuf,
-        inode: u64,
-        fence: Fence,
-    },
+    Keep { path: PathBuf, inode: u64, fence: Fence },
     /// Asks for the next file, by inode, that is kept from the time of earlier daemons: it is kept under this request's id too.
-    Inherit {
-        after: u64,
-    },
+    Inherit { after: u64 },
     /// Drops what is kept under these ids. Not answered.
-    Close {
-        ids: Vec<u64>,
-    },
+    Close { ids: Vec<u64> },
     /// What the opener kept for earlier daemons, and this one has not opened again, can go. Not answered.
     Settled,
     /// Another keeper: the connection to it comes with the message. Not answered.
@@ -42,10 +34,6 @@ pub(super) enum Task {
     Checkpoint {
         path: PathBuf,
         mode: Checkpoint,
-        busy_ms: u64,
-    },
-    Recover {
-        path: PathBuf,
         busy_ms: u64,
     },
     /// The daemon stops in good order and nobody has files of the mount open: exit without fencing. Not answered.
@@ -97,7 +85,6 @@ pub(super) enum Outcome {
         log: i64,
         checkpointed: i64,
     },
-    Recovered,
     Failed {
         errno: Option<i32>,
         message: String,

@@ -213,11 +213,6 @@ impl Kernel for MountKernel {
         self.companion
             .checkpoint(&db.file_in(&self.path, Side::Database), mode)
     }
-
-    fn recover(&self, db: &DbName) -> io::Result<()> {
-        refuse_on_serving_thread("recover")?;
-        self.companion.recover(&db.file_in(&self.path, Side::Database))
-    }
 }
 
 /// Locks of the daemon on files of the mount, through descriptors that the opener opened.

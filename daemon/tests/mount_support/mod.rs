@@ -350,7 +350,6 @@ pub fn serve_if_daemon() {
                         .checkpoint(&database(name), CheckpointMode::Truncate)
                 )
             }
-            ["recover", name] => result(mount.kernel().recover(&database(name))),
             ["lock", name, seconds] => hold_write_lock(&*mount.kernel(), name, seconds),
             ["digest", name] => digest(&store, name),
             // As if the primary had `to` with the content of `from`.

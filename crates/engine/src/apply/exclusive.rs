@@ -66,12 +66,7 @@ impl Database {
         };
         let hot = self.state.lock().backing.journal_is_hot()?;
         if hot {
-            drop(guard);
-            self.shared
-                .kernel()
-                .recover(&self.name)
-                .map_err(Error::io("journal.recover", &path))?;
-            return Err(self.busy("a hot journal"));
+            self.roll_back_abandoned(record.info.is_snapshot())?;
         }
         // Nobody may read a file in which only some of the pages are written.
         let written = match self.write_main_file(record) {
@@ -163,16 +158,9 @@ impl Database {
 
     fn drop_cached(&self, record: &Record, written: &[Pgno]) {
         let kernel = self.shared.kernel();
-        let size = u64::from(record.info.page_size.get());
         if written.is_empty() || written.len() > MANY_PAGES {
             return kernel.invalidate(&self.name, Side::Database, None);
         }
-        for pgno in written {
-            kernel.invalidate(
-                &self.name,
-                Side::Database,
-                Some((u64::from(pgno.get() - 1) * size, size)),
-            );
-        }
+        self.forget_cached(record.info.page_size, written.iter().map(|pgno| pgno.get()));
     }
 }

@@ -19,6 +19,7 @@ mod open_wal;
 mod repair;
 mod resume;
 mod resume_wal;
+mod rollback;
 pub(crate) mod scan;
 pub(crate) mod scratch;
 pub(crate) mod settle;

@@ -25,6 +25,10 @@ pub(super) enum Touched {
 }
 
 impl Touched {
+    pub(super) fn none() -> Touched {
+        Touched::Pages(BTreeSet::new())
+    }
+
     fn extend(&mut self, dirty: &Dirty) {
         match (self, dirty) {
             (Touched::Pages(pages), Dirty::Pages(dirty)) => pages.extend(dirty),
@@ -44,11 +48,11 @@ impl Touched {
 }
 
 /// Where the log holds pages.
-struct Sources {
+pub(super) struct Sources {
     /// The last one first.
-    records: Vec<Record>,
+    pub(super) records: Vec<Record>,
     /// Pages that no record holds any more.
-    missing: BTreeSet<u32>,
+    pub(super) missing: BTreeSet<u32>,
 }
 
 impl Database {
@@ -134,7 +138,7 @@ impl Database {
         Ok(())
     }
 
-    fn quarantine_lost(&self, state: &mut State, page: u32) {
+    pub(super) fn quarantine_lost(&self, state: &mut State, page: u32) {
         let reason = format!("page {page} is not what the log says, which does not have it any more");
         state.diverge(reason);
     }
@@ -167,7 +171,7 @@ impl Database {
 
     /// Where the log has what the last transaction left of these pages. Goes back from its end, and not further than it must: most
     /// pages that are written were written not long ago.
-    fn sources(&self, state: &State, pages: &BTreeSet<u32>) -> Result<Sources> {
+    pub(super) fn sources(&self, state: &State, pages: &BTreeSet<u32>) -> Result<Sources> {
         let mut sources = Sources {
             records: Vec::new(),
             missing: pages.clone(),
@@ -192,7 +196,7 @@ impl Database {
     }
 
     /// Makes these pages what the last transaction left, and the file as long.
-    fn write_from_log(
+    pub(super) fn write_from_log(
         &self,
         state: &mut State,
         page_size: PageSize,
@@ -227,7 +231,7 @@ impl Database {
 }
 
 /// The pages of the database that are not what the last transaction left. Pages beyond its end are passed over.
-fn differing(
+pub(super) fn differing(
     state: &mut State,
     page_size: PageSize,
     candidates: impl IntoIterator<Item = u32>,

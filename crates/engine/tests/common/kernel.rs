@@ -1,4 +1,4 @@
-//! A kernel edge for plain directories: checkpoints and recoveries are real SQLite's, and a test may look at what
+//! A kernel edge for plain directories: checkpoints are real SQLite's, and a test may look at what
 //! happens in the middle of an apply.
 
 use std::collections::BTreeMap;
@@ -190,9 +190,5 @@ impl Kernel for TestKernel {
             log: -1,
             checkpointed: -1,
         })
-    }
-
-    fn recover(&self, db: &DbName) -> io::Result<()> {
-        self.sqlite(db, "SELECT count(*) FROM sqlite_schema").map(drop)
     }
 }

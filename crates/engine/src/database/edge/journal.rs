@@ -25,13 +25,20 @@ impl Database {
 
     /// A write to a journal handle that is intercepted.
     pub fn write_journal(&self, file: &File, offset: u64, data: &[u8]) -> Result<()> {
-        // On a replica nothing may make a journal hot; finishing one off, as a rollback does, is let through.
-        if !self.shared.is_primary() && data.iter().any(|byte| *byte != 0) {
-            return Err(Error::ReadOnly(self.name.clone()));
+        let zeros = data.iter().all(|byte| *byte == 0);
+        if !self.shared.is_primary() {
+            // Nothing may make a journal hot; finishing one off, as a rollback does, is let through.
+            if !zeros {
+                return Err(Error::ReadOnly(self.name.clone()));
+            }
+            if offset == 0 {
+                // Before the header goes, which the client needs if this is no rollback.
+                self.finish_rollback()?;
+            }
         }
         file.write_all_at(data, offset)
             .map_err(Error::io("journal.write", self.name.file(Side::Journal)))?;
-        if offset == 0 && data.iter().all(|byte| *byte == 0) {
+        if offset == 0 && zeros {
             self.end_of_journal(file)?;
         }
         Ok(())
@@ -58,25 +65,11 @@ impl Database {
             return Ok(());
         }
         if !self.shared.is_primary() || self.is_closed() {
-            return self.check_rolled_back(&mut state);
+            drop(state);
+            return self.finish_rollback();
         }
         self.capture_pages(&mut state, 0)?;
         self.sync_commit(&mut state)
-    }
-
-    /// A transaction that began while this node was the primary, or before its disk failed, may be rolled back here, but
-    /// not committed.
-    fn check_rolled_back(&self, state: &mut State) -> Result<()> {
-        match self.first_difference(state)? {
-            None => {
-                state.scratch.settle();
-                Ok(())
-            }
-            Some(_) => {
-                self.health.check_usable()?;
-                Err(Error::ReadOnly(self.name.clone()))
-            }
-        }
     }
 
     /// The journal is truncated; to nothing, it is the commit (or the end of a rollback, which changes nothing).
@@ -108,7 +101,9 @@ impl Database {
             // keep readers out for as long as it cannot.
             synced = self.sync_commit(&mut state);
         } else if !state.scratch.dirty().is_clean() {
-            self.check_rolled_back(&mut state)?;
+            drop(state);
+            self.finish_rollback()?;
+            state = self.state.lock();
         } else if self.shared.is_primary() && !self.is_closed() {
             // The process that was asked before has captured it, and maybe not made it durable.
             synced = self.sync_commit(&mut state);
