@@ -225,6 +225,42 @@ fn what_clients_commit_where_the_log_is_ahead_of_the_files_is_archived() {
     }
 }
 
+/// What such a client wrote hides frames of transactions that are older than the last flush of the table, and that the main file does not
+/// have: a reader has kept checkpoints out.
+#[test]
+fn strays_do_not_hide_what_the_wal_had_before_them() {
+    let source = Node::primary();
+    let primary = source.mount();
+    primary.exec("PRAGMA journal_mode=WAL; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
+    primary.exec(ROWS);
+    let node = Node::new();
+    replicate(&source, &node);
+    let client = node.mount();
+    client.exec("PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0");
+    let reader = node.mount();
+    reader.exec("BEGIN");
+    assert_eq!(count(&reader), 60);
+    primary.exec("UPDATE t SET y=randomblob(900); DELETE FROM t WHERE x=7");
+    replicate(&source, &node);
+    node.store.maintain(&Retention::default());
+    client.exec("BEGIN IMMEDIATE; UPDATE t SET y='unheard of' WHERE x > 10");
+    primary.exec("UPDATE t SET y='one' WHERE x=1");
+    send_last(&source, &node);
+    let dir = kill(node);
+    client.exec("COMMIT");
+    client.kill();
+    reader.kill();
+    let node = Node::open(dir);
+    assert_eq!(node.digest(), source.digest());
+    let reader = node.connect();
+    integrity(&reader);
+    assert_eq!(count(&reader), 59);
+    assert_eq!(
+        common::list(&node.dir.path().join("archive").join(name().as_str())).len(),
+        1
+    );
+}
+
 /// Checksum of what a client that opens copies of the files reads.
 fn content(files: &Path) -> ltx::Checksum {
     let copies = tempfile::tempdir().unwrap();

@@ -202,10 +202,10 @@ impl Database {
             self.finish_removal(state, left, &tail)?;
         } else {
             if !left.clean {
-                self.copy_aside(state)?;
+                self.copy_aside(state, &mut touched)?;
             }
             let had_wal = state.wal.present;
-            self.recover_wal(state, left, &tail)?;
+            self.recover_wal(state, left, &tail, &mut touched)?;
             if !left.clean {
                 if tail.meta.origin != Origin::Captured && left.files_at != Some(tail.pos()) {
                     self.give_way(state, &mut touched)?;

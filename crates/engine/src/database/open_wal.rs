@@ -5,6 +5,7 @@
 //! frames of each captured record, where that memory is gone; by nothing at all on a replica, whose log is ahead of its
 //! WAL.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -13,8 +14,9 @@ use sqlite_format::wal::{FRAME_HEADER_SIZE, WalHeader};
 use sqlite_format::{PageSize, Pgno};
 
 use super::open::{aside_of, joined};
+use super::repair::Touched;
 use super::resume_wal::last_frame;
-use super::scratch::Left;
+use super::scratch::{Dirty, Left};
 use super::state::State;
 use super::{Database, aside};
 use crate::capture::wal::{Until, Wal, read_header};
@@ -25,8 +27,15 @@ use crate::shared::Shared;
 use crate::writers::seal::seal;
 
 impl Database {
-    /// Captures what the WAL holds beyond the log, then moves its content to the main file and removes it.
-    pub(super) fn recover_wal(&self, state: &mut State, left: &Left, tail: &RecordInfo) -> Result<()> {
+    /// Captures what the WAL holds beyond the log, then moves its content to the main file and removes it. Adds pages that
+    /// have to come from the log.
+    pub(super) fn recover_wal(
+        &self,
+        state: &mut State,
+        left: &Left,
+        tail: &RecordInfo,
+        touched: &mut Touched,
+    ) -> Result<()> {
         let Some(file) = state.backing.get(Side::Wal)? else {
             return Ok(());
         };
@@ -55,7 +64,7 @@ impl Database {
             }
             state.backing.forget(Side::Wal);
             let wal = std::mem::take(&mut state.wal);
-            self.copy_pages(state, &wal, &file)?;
+            self.copy_pages(state, &wal, &file, touched)?;
             self.cut_file(state)?;
         } else {
             state.backing.forget(Side::Wal);
@@ -68,7 +77,7 @@ impl Database {
 
     /// What earlier starts took out of the mount and nobody synced: a kill may have come before the main file had it
     /// all, or the power went.
-    pub(super) fn copy_aside(&self, state: &mut State) -> Result<()> {
+    pub(super) fn copy_aside(&self, state: &mut State, touched: &mut Touched) -> Result<()> {
         if state.aside.is_empty() {
             return Ok(());
         }
@@ -79,7 +88,7 @@ impl Database {
             let mut wal = Wal::default();
             wal.begin(header);
             wal.map(&file, None)?;
-            self.copy_pages(state, &wal, &file)?;
+            self.copy_pages(state, &wal, &file, touched)?;
         }
         Ok(())
     }
@@ -154,17 +163,20 @@ impl Database {
         Ok(())
     }
 
-    /// Copies to the main file the pages that it lacks: those of the WAL that are what the last transaction made them.
+    /// Copies to the main file the pages that it lacks: those of the WAL that are what the last transaction made them. Adds those that are
+    /// not: the frame of a client that no longer followed the log hides what the WAL had of the page, which may be in none of the log's last
+    /// records.
     ///
     /// The log becomes durable while they are looked for, and before one is written: what it lacked could not be derived from the main
     /// file.
-    fn copy_pages(&self, state: &mut State, wal: &Wal, wal_file: &File) -> Result<()> {
+    fn copy_pages(&self, state: &mut State, wal: &Wal, wal_file: &File, touched: &mut Touched) -> Result<()> {
         let Some(page_size) = state.page_size() else {
             return Ok(self.log.sync()?);
         };
+        let mut hidden = BTreeSet::new();
         let frames = std::thread::scope(|scope| {
             let syncing = aside_of(scope, || Ok(self.log.sync()?));
-            let frames = lacking(state, wal, wal_file, page_size);
+            let frames = lacking(state, wal, wal_file, page_size, &mut hidden);
             joined(syncing?)?;
             frames
         })?;
@@ -173,12 +185,14 @@ impl Database {
             read_page(state, wal_file, frame, &mut page)?;
             // Where the WAL cannot be sealed, a client of the dead mount may have begun to overwrite it.
             if !state.is_current(pgno, &page) {
+                hidden.insert(pgno.get());
                 continue;
             }
             let file = state.backing.get_or_create(Side::Database)?;
             file.write_all_at(&page, pgno.offset(page_size))
                 .map_err(Error::io("database.write", state.backing.path(Side::Database)))?;
         }
+        touched.extend(&Dirty::Pages(hidden));
         Ok(())
     }
 
@@ -193,8 +207,14 @@ impl Database {
     }
 }
 
-/// Frames of pages that the main file lacks, in the order of the pages.
-fn lacking(state: &mut State, wal: &Wal, wal_file: &File, page_size: PageSize) -> Result<Vec<(Pgno, u64)>> {
+/// Frames of pages that the main file lacks, in the order of the pages. Adds those whose frame is not what the last transaction left.
+fn lacking(
+    state: &mut State,
+    wal: &Wal,
+    wal_file: &File,
+    page_size: PageSize,
+    hidden: &mut BTreeSet<u32>,
+) -> Result<Vec<(Pgno, u64)>> {
     if wal
         .header
         .as_ref()
@@ -211,10 +231,14 @@ fn lacking(state: &mut State, wal: &Wal, wal_file: &File, page_size: PageSize) -
             continue;
         };
         read_page(state, wal_file, frame, &mut new)?;
+        if !state.is_current(pgno, &new) {
+            hidden.insert(pgno.get());
+            continue;
+        }
         state
             .backing
             .read_padded(Side::Database, &mut old, pgno.offset(page_size))?;
-        if old != new && state.is_current(pgno, &new) {
+        if old != new {
             lacking.push((pgno, frame));
         }
     }

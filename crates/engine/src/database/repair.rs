@@ -29,7 +29,7 @@ impl Touched {
         Touched::Pages(BTreeSet::new())
     }
 
-    fn extend(&mut self, dirty: &Dirty) {
+    pub(super) fn extend(&mut self, dirty: &Dirty) {
         match (self, dirty) {
             (Touched::Pages(pages), Dirty::Pages(dirty)) => pages.extend(dirty),
             (touched, Dirty::All) => *touched = Touched::All,
