@@ -62,23 +62,35 @@ pub(crate) enum Locks {
 }
 
 /// Whether a process, or the one that a thread belongs to, has a lock of the kind that ends with the process on the file.
+///
+/// From what the kernel says of its open files: `/proc/locks` is read in pieces, and passes over entries while other processes lock.
 pub(crate) fn has_lock(process: u32, device: Device, inode: u64, locks: Locks) -> io::Result<bool> {
-    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let owner = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
-    let owner = owner.ok_or(io::ErrorKind::InvalidData)?.trim();
     let (major, minor) = device;
     let file = format!("{major:02x}:{minor:02x}:{inode}");
-    let table = fs::read_to_string("/proc/locks")?;
-    Ok(table.lines().any(|line| {
-        // `1: POSIX  ADVISORY  WRITE 3568 00:2f:47651 1073741826 1073742335`
-        let mut words = line.split_whitespace().skip(1);
-        words.next() == Some("POSIX")
+    let counts = |line: &str| {
+        // `lock:	1: POSIX  ADVISORY  WRITE 3568 00:2f:47651 1073741826 1073742335`
+        let mut words = line.split_whitespace();
+        words.next() == Some("lock:")
+            && words.nth(1) == Some("POSIX")
             && words
                 .nth(1)
                 .is_some_and(|kind| locks == Locks::Any || kind == "WRITE")
-            && words.next() == Some(owner)
-            && words.next() == Some(&file)
-    }))
+            && words.nth(1) == Some(&file)
+    };
+    let process = PathBuf::from(format!("/proc/{process}"));
+    for descriptor in fs::read_dir(process.join("fd"))? {
+        let descriptor = descriptor?;
+        if device_of(&descriptor.path()) != Some(device) {
+            continue;
+        }
+        // One that was closed meanwhile holds nothing.
+        let told =
+            fs::read_to_string(process.join("fdinfo").join(descriptor.file_name())).unwrap_or_default();
+        if told.lines().any(counts) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Has the kernel drop what it keeps in memory of the files of these devices that a process has open: whoever reads them has to ask for
@@ -172,6 +184,46 @@ mod tests {
             assert_eq!(has(metadata.ino(), Locks::ToWrite), writes);
             assert!(!has(metadata.ino() + 1, Locks::Any));
         }
+    }
+
+    #[test]
+    fn a_lock_is_found_while_others_lock_and_unlock() {
+        use std::os::unix::fs::MetadataExt;
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let set = |file: &File, command: i32, kind: i32| {
+            // SAFETY: flock is a plain structure for which all zeroes are valid: a lock of everything.
+            let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+            lock.l_type = kind as libc::c_short;
+            // SAFETY: the descriptor is open and the pointer refers to a live flock.
+            assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), command, &lock) }, 0);
+        };
+        let others: Vec<File> = (0..400).map(|_| tempfile::tempfile().unwrap()).collect();
+        let over = AtomicBool::new(false);
+        let file = tempfile::tempfile().unwrap();
+        set(&file, libc::F_SETLK, libc::F_WRLCK);
+        let metadata = file.metadata().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    for kind in [libc::F_WRLCK, libc::F_UNLCK] {
+                        for other in &others {
+                            set(other, libc::F_OFD_SETLK, kind);
+                        }
+                    }
+                }
+            });
+            let found = (0..50).all(|_| {
+                has_lock(
+                    std::process::id(),
+                    device(metadata.dev()),
+                    metadata.ino(),
+                    Locks::ToWrite,
+                )
+                .unwrap()
+            });
+            over.store(true, Ordering::Relaxed);
+            assert!(found);
+        });
     }
 
     #[test]
