@@ -147,7 +147,6 @@ async fn wait(
                 if parts.mount_has_ended() {
                     return Err(NodeError::MountEnded);
                 }
-                parts.look_after_companions();
             }
         }
     }

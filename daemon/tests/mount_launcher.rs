@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,16 @@ impl Node {
             .log()
             .matches("waiting for signal or subprocess to exit")
             .count();
+        self.spawn();
+        self.eventually("it serves", |node| {
+            node.log()
+                .matches("waiting for signal or subprocess to exit")
+                .count()
+                > served
+        });
+    }
+
+    fn spawn(&mut self) {
         let log = File::options()
             .create(true)
             .append(true)
@@ -61,12 +72,6 @@ impl Node {
             .spawn()
             .unwrap();
         self.launcher = Some(launcher);
-        self.eventually("it serves", |node| {
-            node.log()
-                .matches("waiting for signal or subprocess to exit")
-                .count()
-                > served
-        });
     }
 
     fn litefs(&self, command: &str) -> Command {
@@ -83,6 +88,7 @@ impl Node {
 
     fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+            + &fs::read_to_string(self.dir.path().join("data/keeper.log")).unwrap_or_default()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -117,6 +123,19 @@ impl Node {
             assert!(Instant::now() < deadline, "it does not end: {}", self.log());
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// The process that keeps the locks.
+    fn opener(&self) -> Option<Pid> {
+        let data = self.dir.path().join("data");
+        let is_opener = |process: &fs::DirEntry| {
+            let arguments = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let mut arguments = arguments.split(|byte| *byte == 0);
+            arguments.nth(2) == Some(b"opener") && arguments.next() == Some(data.as_os_str().as_bytes())
+        };
+        let mut processes = fs::read_dir("/proc").unwrap().flatten();
+        let opener = processes.find(is_opener)?;
+        opener.file_name().to_str()?.parse().ok().map(Pid::from_raw)
     }
 
     /// Kills the daemon, and waits until another one serves.
@@ -354,6 +373,64 @@ fn clients_of_a_stopped_node_read_and_do_not_commit_and_go_on_after_the_next_sta
         drop((db, other));
         assert_eq!(node.stop(), Some(0));
     }
+}
+
+/// The locks that keep clients out are the opener's, and it may have died a moment before.
+#[test]
+fn clients_of_a_stopped_node_stay_fenced_when_the_opener_died_before() {
+    let mut node = Node::start();
+    let db = node.open("a.db", "wal");
+    db.busy_timeout(Duration::ZERO).unwrap();
+    insert(&db).unwrap();
+    node.eventually("the locks are open", |node| {
+        let opener = node.opener().unwrap();
+        let files = fs::read_dir(format!("/proc/{opener}/fd")).unwrap().flatten();
+        files
+            .filter_map(|file| fs::read_link(file.path()).ok())
+            .any(|file| file == node.path("a.db-shm"))
+    });
+    kill(node.opener().unwrap(), Signal::SIGKILL).unwrap();
+    assert_eq!(node.stop(), Some(0));
+    node.configure("{type: static, candidate: false, hostname: one, advertise-url: 'http://127.0.0.1:1'}");
+    let before = node.inhabitants().daemon;
+    node.spawn();
+    let deadline = Instant::now() + PATIENCE;
+    while node.inhabitants().daemon == before || !node.is_mounted() {
+        insert(&db).expect_err("a commit was acknowledged by a node that is no primary");
+        assert!(Instant::now() < deadline, "{}", node.log());
+    }
+    for _ in 0..100 {
+        insert(&db).expect_err("a commit was acknowledged by a node that is no primary");
+    }
+    assert_eq!(count(&db), 1);
+    drop(db);
+    assert_eq!(node.stop(), Some(0));
+}
+
+/// Also while the next daemon is taking over.
+#[test]
+fn keeper_and_opener_that_die_together_are_replaced() {
+    let mut node = Node::start();
+    let db = node.open("a.db", "wal");
+    for round in 1..=10 {
+        // One that a keeper did not live to hand over is about to end.
+        node.eventually("an opener is there", |node| node.opener().is_some());
+        kill(node.opener().unwrap(), Signal::SIGKILL).unwrap();
+        let keeper = node.inhabitants().keeper.unwrap();
+        kill(Pid::from_raw(keeper.cast_signed()), Signal::SIGKILL).unwrap();
+        node.eventually("the mount is kept", |node| {
+            node.log()
+                .matches("the keeper process died; another one has")
+                .count()
+                == round
+        });
+        insert(&db).unwrap();
+        node.kill_daemon();
+        insert(&db).unwrap();
+        assert_eq!(count(&db), 2 * round as i64);
+    }
+    drop(db);
+    assert_eq!(node.stop(), Some(0));
 }
 
 /// What the client process is told: a database, and a journal mode.

@@ -7,6 +7,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use common::disk::{Watch, Watched};
 use common::{
@@ -446,6 +447,40 @@ fn a_demotion_that_was_cut_off_is_completed_before_another_primary_is_heard() {
     same(&new, &node);
 }
 
+/// Opener and daemon of a former primary die together: what clients commit before the next daemon has fenced them is not thrown away.
+#[test]
+fn a_fence_that_ended_with_the_opener_is_renewed() {
+    let (node, client) = primary(Coherence::Passthrough, NORMAL);
+    client.exec(ROWS);
+    let new = Node::new();
+    same(&node, &new);
+    node.store.set_role(Role::Replica).unwrap();
+    new.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+    client
+        .try_exec("INSERT INTO t VALUES(100, 'unheard')")
+        .unwrap_err();
+    let before = new.db().position();
+    let vacant = node.vacate().lose_opener();
+    client.exec("INSERT INTO t VALUES(101, 'in the gap')");
+    let node = vacant.resume(Role::Replica);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while client.try_exec("INSERT INTO t VALUES(NULL, 'more')").is_ok() {
+        assert!(Instant::now() < deadline, "nobody fences the client");
+    }
+    let seen = count(&client) as u64;
+    while node.db().received().txid.0 - before.txid.0 < seen - 60 {
+        assert!(Instant::now() < deadline, "acknowledged and not in the log");
+    }
+    new.mount().exec("INSERT INTO t VALUES(200, 'heard')");
+    assert!(node.store.archive_tail(&name(), before.txid).unwrap().is_some());
+    send_snapshot(&new, &node);
+    wait_applied(&node);
+    same(&new, &node);
+    client
+        .try_exec("INSERT INTO t VALUES(102, 'unheard')")
+        .unwrap_err();
+}
+
 fn with_all_locks(vacant: Vacant) -> Vacant {
     let locks = vacant.kept_locks();
     for (side, start, len) in [(Side::Database, 0x4000_0000, 512), (Side::Shm, 120, 9)] {
@@ -537,10 +572,10 @@ fn a_replica_that_diverged_does_not_follow_on_after_a_takeover() {
     client.exec("COMMIT");
     new.mount().exec("DELETE FROM t WHERE x > 50");
     send_last(&new, &old);
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10);
     while old.db().status().quarantine.is_none() {
-        assert!(std::time::Instant::now() < deadline, "it is noticed");
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert!(Instant::now() < deadline, "it is noticed");
+        std::thread::sleep(Duration::from_millis(2));
     }
     let old = old.replace();
     assert!(old.db().status().quarantine.is_some());

@@ -67,11 +67,6 @@ impl Companion {
         self.opener.tell(&Task::Settled);
     }
 
-    /// Looks whether the opener is there, and has another one started if not.
-    pub fn revive(&self) {
-        self.opener.revive();
-    }
-
     /// Ends the worker, which has files of the mount open now and then.
     pub fn stop_worker(&self) {
         self.worker.stop(STOP_PATIENCE);

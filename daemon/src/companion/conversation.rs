@@ -8,21 +8,21 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::protocol::{Outcome, Reply, Request, Task};
 use super::wire;
 
 /// An outcome, and the descriptor that came with it.
 pub(super) type Answer = (Outcome, Option<OwnedFd>);
-/// Who waits for which answer; `None` inside: the process is gone.
-type Waiting = Arc<Mutex<Option<HashMap<u64, SyncSender<Answer>>>>>;
+/// Who waits for which answer; `None`: the process is gone.
+type Waiting = Option<HashMap<u64, SyncSender<Answer>>>;
 
 #[derive(Clone)]
 pub(super) struct Conversation {
     name: &'static str,
     socket: Arc<OwnedFd>,
-    waiting: Waiting,
+    waiting: Arc<(Mutex<Waiting>, Condvar)>,
     /// The thread that an opener opens with.
     thread: Arc<OnceLock<u32>>,
 }
@@ -33,7 +33,7 @@ impl Conversation {
         let conversation = Conversation {
             name,
             socket: Arc::new(socket),
-            waiting: Arc::new(Mutex::new(Some(HashMap::new()))),
+            waiting: Arc::new((Mutex::new(Some(HashMap::new())), Condvar::new())),
             thread: Arc::default(),
         };
         let listening = conversation.clone();
@@ -50,7 +50,7 @@ impl Conversation {
                 let _ = self.thread.set(thread);
                 continue;
             }
-            let mut waiting = self.waiting.lock();
+            let mut waiting = self.waiting.0.lock();
             let sender = waiting.as_mut().and_then(|waiting| waiting.remove(&reply.id));
             drop(waiting);
             if let Some(sender) = sender {
@@ -58,13 +58,25 @@ impl Conversation {
                 let _ = sender.send((reply.outcome, descriptors.into_iter().next()));
             }
         }
-        // Everybody who still waits sees the end of the channel.
-        self.waiting.lock().take();
+        self.end();
+    }
+
+    /// Everybody who still waits for an answer sees the end of the channel.
+    fn end(&self) {
+        let (waiting, ended) = &*self.waiting;
+        waiting.lock().take();
+        ended.notify_all();
     }
 
     /// Whether the process is gone.
     pub(super) fn is_over(&self) -> bool {
-        self.waiting.lock().is_none()
+        self.waiting.0.lock().is_none()
+    }
+
+    /// Waits until the process is gone.
+    pub(super) fn await_end(&self) {
+        let (waiting, ended) = &*self.waiting;
+        ended.wait_while(&mut waiting.lock(), |waiting| waiting.is_some());
     }
 
     /// The thread that an opener sends its requests to the mount with, once it has said so.
@@ -78,20 +90,20 @@ impl Conversation {
     /// `BrokenPipe` if the process is gone, `TimedOut` if it is too slow.
     pub(super) fn ask(&self, id: u64, task: &Task, patience: Duration) -> io::Result<Answer> {
         let (sender, answer) = sync_channel(1);
-        match self.waiting.lock().as_mut() {
+        match self.waiting.0.lock().as_mut() {
             Some(waiting) => drop(waiting.insert(id, sender)),
             None => return Err(self.gone()),
         }
         if let Err(error) = self.tell(id, task, &[]) {
             // The thread that listens has not seen the end yet.
-            self.waiting.lock().take();
+            self.end();
             return Err(error);
         }
         match answer.recv_timeout(patience) {
             Ok(answer) => Ok(answer),
             Err(RecvTimeoutError::Disconnected) => Err(self.gone()),
             Err(RecvTimeoutError::Timeout) => {
-                if let Some(waiting) = self.waiting.lock().as_mut() {
+                if let Some(waiting) = self.waiting.0.lock().as_mut() {
                     waiting.remove(&id);
                 }
                 let text = format!("the {} gave no answer within {patience:?}", self.name);

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -17,6 +18,8 @@ use super::wire;
 
 /// How long an opener takes to say who it is.
 const READY_PATIENCE: Duration = Duration::from_secs(5);
+/// Before another attempt to start one: the keeper may be on its way, too.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// A file that the opener keeps for this daemon.
 struct Kept {
@@ -34,7 +37,7 @@ pub(super) struct OpenerLink {
 
 impl OpenerLink {
     pub(super) fn connect(keeper: Arc<Keeper>) -> io::Result<Arc<OpenerLink>> {
-        let conversation = begin(&keeper)?;
+        let conversation = begin_patiently(&keeper)?;
         let link = Arc::new(OpenerLink {
             keeper: keeper.clone(),
             conversation: Mutex::new(conversation),
@@ -45,6 +48,10 @@ impl OpenerLink {
             Some(link) => link.control(),
             None => Err(io::ErrorKind::NotConnected.into()),
         });
+        let watched = Arc::downgrade(&link);
+        thread::Builder::new()
+            .name("opener-watch".into())
+            .spawn(move || watch(&watched))?;
         Ok(link)
     }
 
@@ -53,11 +60,21 @@ impl OpenerLink {
         self.conversation.lock().thread() == Some(thread)
     }
 
-    /// Sends a task and waits for the answer, at most for `patience`. An opener that died meanwhile is replaced once.
+    /// Sends a task and waits for the answer, at most for `patience`. An opener that died meanwhile is replaced, and asked too.
     pub(super) fn ask(&self, id: u64, task: &Task, patience: Duration) -> io::Result<Answer> {
-        match self.living()?.ask(id, task, patience) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.living()?.ask(id, task, patience),
-            answer => answer,
+        let deadline = Instant::now() + patience;
+        loop {
+            let answer = self
+                .living()
+                .and_then(|conversation| conversation.ask(id, task, patience));
+            match answer {
+                Err(error)
+                    if wire::is_gone(&error) && Instant::now() < deadline && !self.keeper.has_ended() =>
+                {
+                    thread::sleep(RETRY);
+                }
+                answer => return answer,
+            }
         }
     }
 
@@ -89,7 +106,6 @@ impl OpenerLink {
     fn living(&self) -> io::Result<Conversation> {
         let mut conversation = self.conversation.lock();
         if conversation.is_over() {
-            tracing::error!("the opener process died; starting another");
             *conversation = begin(&self.keeper)?;
             for (id, kept) in &*self.kept.lock() {
                 let Some(file) = kept.file.upgrade() else { continue };
@@ -100,21 +116,57 @@ impl OpenerLink {
                 };
                 conversation.tell(*id, &task, &[file.as_fd()])?;
             }
+            tracing::warn!("the opener process died; another one has what it kept");
         }
         Ok(conversation.clone())
     }
 
-    /// A connection to the opener for a new keeper.
+    /// A connection to the opener for a new keeper. Fails if that died too: the new keeper is to start another.
     fn control(&self) -> io::Result<OwnedFd> {
         let (ours, theirs) = wire::pair()?;
-        self.living()?.tell(0, &Task::Control, &[theirs.as_fd()])?;
+        let conversation = self.conversation.lock().clone();
+        conversation.tell(0, &Task::Control, &[theirs.as_fd()])?;
         Ok(ours)
     }
+}
 
-    /// Whether the opener died since the last call of this kind; starts another one then.
-    pub(super) fn revive(&self) {
-        if let Err(error) = self.living() {
+/// Has an opener that died replaced at once, for as long as the daemon has the mount: the locks through the files that it kept would end
+/// with the daemon, and clients that are fenced would commit until the next one has found out.
+fn watch(link: &Weak<OpenerLink>) {
+    while let Some(living) = link.upgrade() {
+        let conversation = living.conversation.lock().clone();
+        drop(living);
+        conversation.await_end();
+        if !revive(link) {
+            return;
+        }
+    }
+}
+
+/// `false`: nobody needs it any more.
+fn revive(link: &Weak<OpenerLink>) -> bool {
+    let mut told = false;
+    while let Some(link) = link.upgrade() {
+        if link.keeper.has_ended() {
+            return false;
+        }
+        let Err(error) = link.living() else { return true };
+        if !std::mem::replace(&mut told, true) {
             tracing::error!(%error, "no opener: clients cannot be fenced when this daemon dies");
+        }
+        drop(link);
+        thread::sleep(RETRY);
+    }
+    false
+}
+
+/// Begins the first conversation.
+fn begin_patiently(keeper: &Keeper) -> io::Result<Conversation> {
+    let deadline = Instant::now() + READY_PATIENCE;
+    loop {
+        match begin(keeper) {
+            Err(error) if wire::is_gone(&error) && Instant::now() < deadline => thread::sleep(RETRY),
+            begun => return begun,
         }
     }
 }
@@ -124,13 +176,16 @@ fn begin(keeper: &Keeper) -> io::Result<Conversation> {
     let conversation = Conversation::begin("opener", keeper.opener()?)?;
     let deadline = Instant::now() + READY_PATIENCE;
     while conversation.thread().is_none() {
-        if conversation.is_over() || Instant::now() >= deadline {
+        if conversation.is_over() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        if Instant::now() >= deadline {
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 "the opener does not say who it is",
             ));
         }
-        std::thread::sleep(Duration::from_micros(200));
+        thread::sleep(Duration::from_micros(200));
     }
     Ok(conversation)
 }

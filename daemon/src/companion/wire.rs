@@ -88,6 +88,14 @@ pub(super) fn receive<M: DeserializeOwned>(socket: impl AsFd) -> io::Result<Opti
     Ok(Some((message, received)))
 }
 
+/// Whether the process at the other end has died.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Seek, Write};

@@ -216,14 +216,6 @@ impl Parts {
         self.mount.as_ref().is_some_and(|mount| mount.has_ended())
     }
 
-    /// Has companions that died started again.
-    pub(super) fn look_after_companions(&self) {
-        if let Some(companion) = self.companion.clone() {
-            // Nobody waits for it.
-            drop(tokio::task::spawn_blocking(move || companion.revive()));
-        }
-    }
-
     /// Ends this process for the sake of the next one, which takes over what is there: nothing is closed. Requests that are being served
     /// are delivered again to it.
     pub(super) async fn make_room(mut self) -> ! {

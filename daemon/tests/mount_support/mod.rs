@@ -328,10 +328,6 @@ pub fn serve_if_daemon() {
         let answer = match words[..] {
             ["stop"] => break,
             ["requests"] => format!("{:?}", mount.requests().snapshot()),
-            ["revive"] => {
-                companion.revive();
-                "ok".into()
-            }
             ["keepers", "replaced"] => keeper.replaced().to_string(),
             ["clients"] => mount.client_handles().to_string(),
             ["coherence"] => format!("{:?}", mount.coherence()),

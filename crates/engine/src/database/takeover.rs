@@ -43,14 +43,19 @@ impl Database {
     /// Takes the locks over. Waits for nothing, and comes before the first request is answered.
     pub(crate) fn adopt_locks(&self) -> Result<()> {
         let kept = self.shared.kernel().kept_locks(&self.name);
-        let Some(locks) = kept.map_err(Error::io("locks.keep", self.name.as_str()))? else {
-            return Ok(());
-        };
-        *self.locks.lock() = Some(locks.clone());
+        let kept = kept.map_err(Error::io("locks.keep", self.name.as_str()))?;
         let (clients, applying) = {
             let state = self.state.lock();
             (state.scratch.clients(), state.scratch.applying())
         };
+        let Some(locks) = kept else {
+            if clients == Clients::Fenced && !self.shared.is_primary() {
+                // The fence ended with the opener.
+                self.unfinished_primary.store(true, Ordering::Release);
+            }
+            return Ok(());
+        };
+        *self.locks.lock() = Some(locks.clone());
         let fenced = match clients {
             Clients::Refused => false,
             Clients::Write | Clients::Fenced => !self.shared.is_primary(),
@@ -145,7 +150,8 @@ impl Database {
             .map_err(Error::io("locks.release", self.name.as_str()))
     }
 
-    /// The process before died when its time as primary had ended and not everybody was fenced: what was committed until now is captured,
+    /// The process before died when its time as primary had ended and not everybody was fenced, or its fences ended with the opener: what
+    /// was committed until now is captured,
     /// and nobody commits any more. Comes before any record of another primary.
     pub(crate) fn finish_primary(&self) -> Result<()> {
         if self.unfinished_primary.load(Ordering::Acquire) && !self.shared.is_primary() {

@@ -77,6 +77,12 @@ impl Vacant {
         self.opener.kept(&self.dir.path().join("files"), &name()).unwrap()
     }
 
+    /// The opener dies too, and with it all locks.
+    pub fn lose_opener(mut self) -> Vacant {
+        self.opener = Opener::default();
+        self
+    }
+
     /// What was noted for a successor.
     pub fn scratch(&self) -> PathBuf {
         homes(self.dir.path()).remove(0).join("scratch")

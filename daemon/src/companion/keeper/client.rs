@@ -209,7 +209,7 @@ impl Keeper {
         let mut held = self.held.lock();
         held.device = Some(device.try_clone_to_owned()?);
         held.tree = tree.map(|tree| tree.try_clone_to_owned()).transpose()?;
-        held.send_connection(&self.socket.read())
+        unless_gone(held.send_connection(&self.socket.read()))
     }
 
     /// Lets go of the tree: what is detached now is gone when its last client is.
@@ -223,7 +223,7 @@ impl Keeper {
     pub(crate) fn keep_node(&self, id: u64, node: BorrowedFd<'_>) -> io::Result<()> {
         let mut held = self.held.lock();
         held.nodes.insert(id, node.try_clone_to_owned()?);
-        wire::send(&**self.socket.read(), &ToKeeper::Node { id }, &[node])
+        unless_gone(wire::send(&**self.socket.read(), &ToKeeper::Node { id }, &[node]))
     }
 
     /// An inode without a name is not known to the kernel any more.
@@ -237,6 +237,8 @@ impl Keeper {
     /// A connection to the opener, which is started if need be.
     pub(in crate::companion) fn opener(&self) -> io::Result<OwnedFd> {
         let openers = self.openers.lock();
+        // Of a keeper that died without an answer.
+        while openers.try_recv().is_ok() {}
         wire::send(&**self.socket.read(), &ToKeeper::Opener, &[])?;
         openers
             .recv_timeout(ANSWER_PATIENCE)
@@ -257,6 +259,11 @@ impl Keeper {
         self.tell(&ToKeeper::Linger, &[]);
     }
 
+    /// Whether nothing is left to be kept.
+    pub(in crate::companion) fn has_ended(&self) -> bool {
+        *self.ended.lock()
+    }
+
     /// Nothing is left to be kept: the keeper ends.
     pub fn end(&self) {
         *self.ended.lock() = true;
@@ -275,11 +282,13 @@ impl Keeper {
         if *self.ended.lock() {
             return false;
         }
-        tracing::error!("the keeper process died; starting another");
         match self.try_replace() {
-            Ok(()) => true,
+            Ok(()) => {
+                tracing::warn!("the keeper process died; another one has what it kept");
+                true
+            }
             Err(error) => {
-                tracing::error!(%error, "no keeper: this mount will not outlive its daemon");
+                tracing::error!(%error, "the keeper process died, and there is no other: this mount will not outlive its daemon");
                 false
             }
         }
@@ -295,8 +304,11 @@ impl Keeper {
         for (id, node) in &held.nodes {
             wire::send(&socket, &ToKeeper::Node { id: *id }, &[node.as_fd()])?;
         }
-        if let Some(control) = self.opener_control.get() {
-            wire::send(&socket, &ToKeeper::AdoptOpener, &[control()?.as_fd()])?;
+        match self.opener_control.get().map(|control| control()) {
+            Some(Ok(control)) => wire::send(&socket, &ToKeeper::AdoptOpener, &[control.as_fd()])?,
+            // The new keeper is asked for another one.
+            Some(Err(error)) => tracing::debug!(%error, "the opener died with the keeper"),
+            None => {}
         }
         *self.socket.write() = Arc::new(socket);
         self.replaced.fetch_add(1, Ordering::Release);
@@ -336,6 +348,14 @@ impl Held {
     }
 }
 
+/// A keeper that died is replaced by one that is given everything, also what it could not be told any more.
+fn unless_gone(told: io::Result<()>) -> io::Result<()> {
+    match told {
+        Err(error) if wire::is_gone(&error) => Ok(()),
+        told => told,
+    }
+}
+
 /// Hears the keeper until it is gone.
 fn hear(socket: &OwnedFd, openers: &Sender<io::Result<OwnedFd>>, keeper: &std::sync::Weak<Keeper>) {
     while let Ok(Some((message, descriptors))) = wire::receive::<FromKeeper>(socket) {
@@ -358,6 +378,8 @@ fn hear(socket: &OwnedFd, openers: &Sender<io::Result<OwnedFd>>, keeper: &std::s
             }
         }
     }
+    // Somebody may wait for an opener.
+    let _ = openers.send(Err(io::ErrorKind::BrokenPipe.into()));
 }
 
 /// Is let in by the keeper of the directory. One that was just ending when it was found is replaced.
