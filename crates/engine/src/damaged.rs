@@ -73,14 +73,18 @@ impl Damaged {
 /// Returns which files there were.
 fn set_aside(shared: &Shared, name: &DbName, home: &Home) -> Result<Vec<Side>> {
     // What keeps a client of the WAL from writing keeps everybody from moving it.
-    let wal = name.file_in(&shared.files, Side::Wal);
-    unseal_at(&wal).map_err(Error::io("wal.unseal", wal))?;
+    let wal = name.file(Side::Wal);
+    unseal_at(&shared.files, &wal).map_err(Error::io("wal.unseal", wal))?;
     let mut moved = Vec::new();
     // The home goes last: as long as it is in its place, a start finds the database damaged and goes on from there.
     for side in Side::ALL {
-        let file = name.file_in(&shared.files, side);
+        let file = name.file(side);
         let to = home.dir.join(format!("database{}", side.suffix()));
-        match std::fs::rename(&file, &to) {
+        let renamed = shared
+            .files
+            .place(&file)
+            .and_then(|place| std::fs::rename(place.path(), &to));
+        match renamed {
             Ok(()) => moved.push(side),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("store.set_aside", file)(error)),

@@ -20,6 +20,7 @@ mod import;
 pub mod inspect;
 pub mod kernel;
 mod layout;
+mod local;
 pub mod log;
 pub mod metrics_names;
 mod name;
@@ -28,6 +29,7 @@ mod originals;
 mod shared;
 mod snapshot;
 mod store;
+mod tree;
 mod writers;
 
 pub use database::{Database, DatabaseStatus, edge::FileOp};

@@ -13,12 +13,13 @@ use crate::event::Events;
 use crate::kernel::Kernel;
 use crate::name::DbName;
 use crate::options::{Role, StoreOptions};
+use crate::tree::Tree;
 
 pub(crate) struct Shared {
     /// The data directory.
     pub(crate) dir: PathBuf,
     /// The backing tree.
-    pub(crate) files: PathBuf,
+    pub(crate) files: Tree,
     pub(crate) options: StoreOptions,
     pub(crate) events: Events,
     pub(crate) changes: Changes,

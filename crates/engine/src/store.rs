@@ -1,6 +1,7 @@
 //! All databases of a data directory, and the role of this node towards them.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -21,11 +22,13 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::kernel::{Direct, Kernel};
 use crate::layout;
+use crate::local;
 use crate::log::RetainPolicy;
 use crate::name::{DbName, Side};
 use crate::options::{Durability, Role, StoreOptions};
 use crate::shared::Shared;
 pub use crate::shared::Watcher;
+use crate::tree::Tree;
 use crate::writers::access::Input;
 
 /// How long a change of the role waits for clients in the middle of something.
@@ -136,7 +139,7 @@ impl Store {
         let shared = Arc::new(Shared {
             dir: dir.to_owned(),
             kernel: RwLock::new(Arc::new(Direct::new(&files))),
-            files,
+            files: Tree::open(&files).map_err(Error::io("store.open", &files))?,
             options,
             events: Default::default(),
             changes: Default::default(),
@@ -217,7 +220,7 @@ impl Store {
                 }
             }
             if let Some(store) = weak.upgrade().filter(|store| store.shared.is_primary()) {
-                store.attach_files(&store.shared.files.clone(), &mut Vec::new());
+                store.attach_files(store.files_dir(), &mut Vec::new());
             }
         })
     }
@@ -241,7 +244,7 @@ impl Store {
 
     /// The backing tree that the mount mirrors.
     pub fn files_dir(&self) -> &Path {
-        &self.shared.files
+        self.shared.files.path()
     }
 
     /// Identifies this process in the records that it makes.
@@ -343,8 +346,7 @@ impl Store {
 
     /// Creates a side file of a database in the backing tree unless it exists, with the main file's owner and mode.
     pub fn create_side_file(&self, name: &DbName, side: Side) -> io::Result<()> {
-        let path = |side| name.file_in(&self.shared.files, side);
-        create_like(&path(side), &path(Side::Database))
+        create_like(&self.shared.files, &name.file(side), &name.file(Side::Database))
     }
 
     /// Begins to replicate a file that has become a database. What it holds becomes the first transaction.
@@ -358,6 +360,14 @@ impl Store {
         let db = self.create(name)?;
         db.expect_content();
         Ok(db)
+    }
+
+    /// A database whose content does not come from a file of that name.
+    fn create_from_elsewhere(&self, name: &DbName) -> Result<Arc<Database>> {
+        if self.database(name).is_none() && !self.damaged.contains(name) {
+            local::make_room(&self.shared, name)?;
+        }
+        self.create(name)
     }
 
     fn create(&self, name: &DbName) -> Result<Arc<Database>> {
@@ -401,25 +411,24 @@ impl Store {
         if let Some(old) = &old {
             old.drain()?;
         }
-        op().map_err(Error::io(
-            "database.rename",
-            self.shared.files.join(from.as_str()),
-        ))?;
+        op().map_err(Error::io("database.rename", self.files_dir().join(from.as_str())))?;
         if let Some(old) = &old {
             old.moved_away()?;
         }
         if let Some(new) = &new {
             new.forget_locks();
         }
-        if self.is_database_file(&to.file_in(&self.shared.files, Side::Database)) {
+        if self.is_database_file(&to.file(Side::Database)) {
             self.attach(to)?.expect_content();
         }
         Ok(())
     }
 
-    fn is_database_file(&self, path: &Path) -> bool {
+    fn is_database_file(&self, relative: &Path) -> bool {
         let mut head = [0; 16];
-        std::fs::File::open(path)
+        self.shared
+            .files
+            .open_file(relative, OpenOptions::new().read(true))
             .and_then(|mut file| file.read_exact(&mut head))
             .is_ok()
             && has_magic(&head)
@@ -430,7 +439,7 @@ impl Store {
         if self.shared.is_primary() {
             return Err(Error::Invalid(format!("{name}: a primary does not take records")));
         }
-        self.create(name)?.receive(ltx)
+        self.create_from_elsewhere(name)?.receive(ltx)
     }
 
     /// Sets aside the records behind `after`, which the primary does not have. Returns where they are, if there were any.
@@ -447,7 +456,7 @@ impl Store {
             return Err(Error::ReadOnly(name.clone()));
         }
         let image = crate::import::Image::spool(&self.shared.dir, body)?;
-        self.create(name)?.import(&image)
+        self.create_from_elsewhere(name)?.import(&image)
     }
 
     /// Removes a database as `unlink` on the mount would. Only on the primary.
@@ -461,7 +470,7 @@ impl Store {
         let files = self.shared.files.clone();
         db.unlink_database(&mut || {
             for side in Side::ALL {
-                match std::fs::remove_file(name.file_in(&files, side)) {
+                match files.remove_file(&name.file(side)) {
                     Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                     Ok(()) | Err(_) => {}
                 }
@@ -546,7 +555,7 @@ impl Store {
         for db in databases {
             db.let_write();
         }
-        self.attach_files(&self.shared.files.clone(), &mut Vec::new());
+        self.attach_files(self.files_dir(), &mut Vec::new());
         Ok(())
     }
 
@@ -587,7 +596,7 @@ impl Store {
                 (Ok(kind), Some((name, Side::Database)))
                     if kind.is_file()
                         && self.database(&name).is_none()
-                        && self.is_database_file(&entry.path()) =>
+                        && self.is_database_file(&name.file(Side::Database)) =>
                 {
                     if let Err(error) = self.attach(&name) {
                         tracing::warn!(db = %name, %error, "cannot replicate a file that looks like a database");

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -414,6 +414,8 @@ fn open(path: &Path, create: bool) -> io::Result<(File, u64)> {
         .write(true)
         .create(create)
         .truncate(false)
+        // A client may have put a link in its place, and has not the rights of this process.
+        .custom_flags(libc::O_NOFOLLOW)
         .open(path)?;
     let inode = file.metadata()?.ino();
     Ok((file, inode))

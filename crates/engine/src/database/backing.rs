@@ -10,10 +10,15 @@ use sqlite_format::header::{DatabaseHeader, HEADER_SIZE, HeaderError};
 
 use crate::error::{Error, Result};
 use crate::name::{DbName, Side};
+use crate::tree::{Place, Tree, c_string};
 
 /// Opened backing files. A descriptor is dropped as soon as its name means another file.
 #[derive(Debug)]
 pub(crate) struct Backing {
+    tree: Tree,
+    /// Below the tree.
+    names: [PathBuf; 4],
+    /// Whole, to be shown.
     paths: [PathBuf; 4],
     open: [Option<Arc<File>>; 4],
 }
@@ -30,15 +35,23 @@ pub(crate) enum Content {
 }
 
 impl Backing {
-    pub(crate) fn new(root: &Path, name: &DbName) -> Backing {
+    pub(crate) fn new(tree: &Tree, name: &DbName) -> Backing {
         Backing {
-            paths: Side::ALL.map(|side| name.file_in(root, side)),
+            names: Side::ALL.map(|side| name.file(side)),
+            paths: Side::ALL.map(|side| name.file_in(tree.path(), side)),
+            tree: tree.clone(),
             open: Default::default(),
         }
     }
 
     pub(crate) fn path(&self, side: Side) -> &Path {
         &self.paths[side as usize]
+    }
+
+    /// Where it is, for system calls.
+    pub(crate) fn place(&self, side: Side) -> Result<Place> {
+        let place = self.tree.place(&self.names[side as usize]);
+        place.map_err(Error::io("backing.dir", self.path(side)))
     }
 
     /// Forgets the descriptor: the name is about to mean another file, or none.
@@ -59,7 +72,7 @@ impl Backing {
             self.open[slot] = None;
         }
         if self.open[slot].is_none() {
-            match open_or_read(&self.paths[slot]) {
+            match open_or_read(&self.tree, &self.names[slot]) {
                 Ok(file) if file.metadata().is_ok_and(|m| m.is_file()) => {
                     self.open[slot] = Some(Arc::new(file))
                 }
@@ -80,21 +93,19 @@ impl Backing {
         if let Some(file) = self.get(side)? {
             return Ok(file);
         }
-        let path = &self.paths[side as usize];
-        if side == Side::Database {
-            if let Some(parent) = path.parent() {
-                std::fs::create_dir_all(parent).map_err(Error::io("backing.mkdir", parent))?;
-            }
+        let (name, path) = (&self.names[side as usize], &self.paths[side as usize]);
+        let place = if side == Side::Database {
+            self.tree
+                .make_place(name)
+                .map_err(Error::io("backing.mkdir", path))?
         } else {
-            create_like(path, &self.paths[Side::Database as usize])
+            create_like(&self.tree, name, &self.names[Side::Database as usize])
                 .map_err(Error::io("backing.create", path))?;
-        }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
+            self.tree.place(name).map_err(Error::io("backing.create", path))?
+        };
+        let mut options = OpenOptions::new();
+        let file = place
+            .open(options.read(true).write(true).create(true).truncate(false))
             .map_err(Error::io("backing.create", path))?;
         let file = Arc::new(file);
         self.open[side as usize] = Some(file.clone());
@@ -109,7 +120,11 @@ impl Backing {
                 files.push((self.path(side).to_owned(), file));
             }
         }
-        Ok(Durable(files))
+        let dir = match files.is_empty() {
+            true => None,
+            false => Some(self.place(Side::Database)?),
+        };
+        Ok(Durable { files, dir })
     }
 
     /// Size of the file; 0 if there is none.
@@ -124,7 +139,7 @@ impl Backing {
     /// Removes the file if it exists.
     pub(crate) fn remove(&mut self, side: Side) -> Result<bool> {
         self.forget(side);
-        match std::fs::remove_file(self.path(side)) {
+        match self.tree.remove_file(&self.names[side as usize]) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(Error::io("backing.unlink", self.path(side))(e)),
@@ -174,27 +189,31 @@ impl Backing {
 }
 
 /// Opens a file, for reading only if it may not be written.
-fn open_or_read(path: &Path) -> io::Result<File> {
-    match OpenOptions::new().read(true).write(true).open(path) {
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => File::open(path),
+fn open_or_read(tree: &Tree, relative: &Path) -> io::Result<File> {
+    let place = tree.place(relative)?;
+    match place.open(OpenOptions::new().read(true).write(true)) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => place.open(OpenOptions::new().read(true)),
         opened => opened,
     }
 }
 
 /// Files to be synced, without any lock.
 #[derive(Debug)]
-pub(crate) struct Durable(Vec<(PathBuf, Arc<File>)>);
+pub(crate) struct Durable {
+    files: Vec<(PathBuf, Arc<File>)>,
+    dir: Option<Place>,
+}
 
 impl Durable {
     /// Makes the files and their names durable.
     pub(crate) fn sync(&self) -> Result<()> {
-        for (path, file) in &self.0 {
+        for (path, file) in &self.files {
             file.sync_data().map_err(Error::io("backing.sync", path))?;
         }
-        if let Some(dir) = self.0.first().and_then(|(path, _)| path.parent()) {
-            File::open(dir)
-                .and_then(|dir| dir.sync_all())
-                .map_err(Error::io("backing.sync_dir", dir))?;
+        if let Some(place) = &self.dir {
+            place
+                .sync_dir()
+                .map_err(Error::io("backing.sync_dir", place.path()))?;
         }
         Ok(())
     }
@@ -202,12 +221,14 @@ impl Durable {
 
 /// Creates an empty side file with the owner and the mode of the main file, in one step: a client that found it half made
 /// would be refused, and take the database for read-only.
-pub(crate) fn create_like(path: &Path, main: &Path) -> io::Result<()> {
+pub(crate) fn create_like(tree: &Tree, relative: &Path, main: &Path) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
-    let Ok(main) = std::fs::metadata(main) else {
+    let Ok(main) = tree.metadata(main) else {
         return Ok(());
     };
-    let Some(dir) = path.parent().filter(|_| !path.exists()) else {
+    let place = tree.place(relative)?;
+    let path = place.path();
+    let Some(dir) = path.parent().filter(|_| path.symlink_metadata().is_err()) else {
         return Ok(());
     };
     let anonymous = OpenOptions::new()
@@ -246,9 +267,7 @@ pub(crate) fn create_like(path: &Path, main: &Path) -> io::Result<()> {
 
 /// Gives an open file without a name the name `path`.
 fn link_open_file(link: &Path, path: &Path) -> io::Result<()> {
-    use std::os::unix::ffi::OsStrExt;
-    let text = |path: &Path| std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other);
-    let (link, path) = (text(link)?, text(path)?);
+    let (link, path) = (c_string(link.as_os_str())?, c_string(path.as_os_str())?);
     // SAFETY: both are C strings that live as long as the call.
     let result = unsafe {
         libc::linkat(

@@ -26,7 +26,7 @@ pub(crate) mod settle;
 pub(crate) mod state;
 mod takeover;
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -154,7 +154,9 @@ impl Database {
     /// A summary. Waits for nothing: whoever asks wants to know why a database is slow.
     pub fn status(&self) -> DatabaseStatus {
         let mut head = [0; sqlite_format::header::HEADER_SIZE];
-        let read = File::open(self.name.file_in(&self.shared.files, Side::Database))
+        let main = self.name.file(Side::Database);
+        let opened = self.shared.files.open_file(&main, OpenOptions::new().read(true));
+        let read = opened
             .and_then(|file| backing::read_full(&file, &mut head, 0))
             .unwrap_or(0);
         let header = sqlite_format::header::DatabaseHeader::parse(&head[..read]).ok();
@@ -209,9 +211,13 @@ impl Database {
     /// Lock files, opened through the mount if need be: never call this from a thread that serves the mount.
     pub(crate) fn locks(&self) -> Result<Arc<dyn LockFiles>> {
         use std::os::unix::fs::MetadataExt;
-        let shm = self.name.file_in(&self.shared.files, Side::Shm);
+        let shm = self.name.file(Side::Shm);
         if let Some(locks) = self.cached_locks()
-            && std::fs::metadata(&shm).is_ok_and(|meta| meta.ino() == locks.shm_inode())
+            && self
+                .shared
+                .files
+                .metadata(&shm)
+                .is_ok_and(|meta| meta.ino() == locks.shm_inode())
         {
             return Ok(locks);
         }

@@ -56,9 +56,8 @@ impl Database {
                     false
                 }
             };
-            let reopened = state
-                .aside
-                .take(&file, state.backing.path(Side::Wal), &self.home)?;
+            let place = state.backing.place(Side::Wal)?;
+            let reopened = state.aside.take(&file, place.path(), &self.home)?;
             if reopened && captures {
                 self.capture_wal(state, Until::Chain)?;
             }
@@ -68,7 +67,8 @@ impl Database {
             self.cut_file(state)?;
         } else {
             state.backing.forget(Side::Wal);
-            aside::remove(&file, state.backing.path(Side::Wal))
+            let place = state.backing.place(Side::Wal)?;
+            aside::remove(&file, place.path())
                 .map_err(Error::io("wal.remove", state.backing.path(Side::Wal)))?;
         }
         state.wal = Wal::default();

@@ -7,8 +7,10 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::tree::Tree;
 
 /// `FS_IMMUTABLE_FL` of the kernel's `linux/fs.h`.
 const IMMUTABLE: libc::c_int = 0x10;
@@ -17,31 +19,37 @@ const IMMUTABLE: libc::c_int = 0x10;
 #[derive(Debug)]
 pub(crate) struct Seal {
     /// `None` once it is broken or left.
-    wal: Option<PathBuf>,
+    wal: Option<File>,
 }
 
 impl Seal {
     /// Seals the WAL, which is open for writing; `None` where that is not possible.
-    pub(crate) fn put(wal: &File, path: &Path) -> io::Result<Option<Seal>> {
-        Ok(seal(wal)?.then(|| Seal::of(path)))
+    pub(crate) fn put(wal: &File) -> io::Result<Option<Seal>> {
+        match seal(wal)? {
+            true => Seal::of(wal).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// The seal that an earlier process left.
-    pub(crate) fn found(wal: &File, path: &Path) -> io::Result<Option<Seal>> {
-        Ok(is_sealed(wal)?.then(|| Seal::of(path)))
+    pub(crate) fn found(wal: &File) -> io::Result<Option<Seal>> {
+        match is_sealed(wal)? {
+            true => Seal::of(wal).map(Some),
+            false => Ok(None),
+        }
     }
 
-    fn of(path: &Path) -> Seal {
-        Seal {
-            wal: Some(path.to_owned()),
-        }
+    fn of(wal: &File) -> io::Result<Seal> {
+        Ok(Seal {
+            wal: Some(wal.try_clone()?),
+        })
     }
 
     /// Lets the WAL be written and removed again. If that fails it is sealed still.
     pub(crate) fn lift(mut self) -> Result<(), (Seal, io::Error)> {
-        let Some(path) = &self.wal else { return Ok(()) };
-        match unseal_at(path) {
-            Ok(()) => {
+        let Some(wal) = &self.wal else { return Ok(()) };
+        match unseal(wal) {
+            Ok(_) => {
                 self.wal = None;
                 Ok(())
             }
@@ -57,19 +65,18 @@ impl Seal {
 
 impl Drop for Seal {
     fn drop(&mut self) {
-        if let Some(path) = &self.wal
-            && let Err(error) = unseal_at(path)
+        if let Some(wal) = &self.wal
+            && let Err(error) = unseal(wal)
         {
-            tracing::error!(%error, path = %path.display(), "the WAL stays sealed");
+            tracing::error!(%error, "the WAL stays sealed");
         }
     }
 }
 
 /// Breaks the seal of a file, if there are a file and a seal.
-pub(crate) fn unseal_at(path: &Path) -> io::Result<()> {
+pub(crate) fn unseal_at(tree: &Tree, relative: &Path) -> io::Result<()> {
+    let opened = tree.open_file(relative, OpenOptions::new().read(true));
     // What it is may be anything yet.
-    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
-    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let found = |file: &File| file.metadata().is_ok_and(|metadata| metadata.is_file());
     match opened {
         Ok(file) if found(&file) => unseal(&file).map(drop),
@@ -157,16 +164,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db-wal");
         let mut client = File::create(&path).unwrap();
-        let Some(seal) = Seal::put(&client, &path).unwrap() else {
+        let Some(seal) = Seal::put(&client).unwrap() else {
             return;
         };
         assert!(client.write(b"commit").is_err());
         drop(seal);
         assert!(client.write(b"commit").is_ok());
-        assert!(Seal::found(&client, &path).unwrap().is_none());
-        Seal::put(&client, &path).unwrap().unwrap().leave();
+        assert!(Seal::found(&client).unwrap().is_none());
+        Seal::put(&client).unwrap().unwrap().leave();
         assert!(client.write(b"commit").is_err());
-        let found = Seal::found(&client, &path).unwrap();
+        let found = Seal::found(&client).unwrap();
         assert!(found.unwrap().lift().is_ok());
         assert!(client.write(b"commit").is_ok());
     }

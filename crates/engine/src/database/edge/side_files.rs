@@ -19,8 +19,13 @@ impl Database {
         let Some(locks) = self.cached_locks() else {
             return Ok(());
         };
-        let path = self.name.file_in(&self.shared.files, Side::Database);
-        if std::fs::metadata(path).is_ok_and(|main| main.len() == 0) {
+        let main = self.name.file(Side::Database);
+        if self
+            .shared
+            .files
+            .metadata(&main)
+            .is_ok_and(|main| main.len() == 0)
+        {
             return Ok(());
         }
         let in_use = || Ok(locks.database_locked()? && !locks.database_write_locked()?);
