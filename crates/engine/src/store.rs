@@ -35,6 +35,8 @@ use crate::writers::access::Input;
 const ROLE_PATIENCE: Duration = Duration::from_secs(5);
 /// A table is flushed when so many transactions are behind its last flush.
 const TABLE_LAG: u64 = 1000;
+/// Transactions that are read in well below a millisecond.
+const SHORT_LAG: u64 = 20;
 /// Pause between two looks at the tables.
 const TABLE_LOOK: Duration = Duration::from_secs(1);
 
@@ -613,6 +615,15 @@ impl Store {
         for db in self.databases() {
             if let Err(error) = db.maintain(retention) {
                 tracing::warn!(db = %db.name(), %error, "housekeeping failed");
+            }
+        }
+    }
+
+    /// Makes checksum tables durable, so that a process which takes over has little of the log to read while clients wait for it.
+    pub fn flush_tables(&self) {
+        for db in self.databases() {
+            if let Err(error) = db.flush_if_behind(SHORT_LAG) {
+                tracing::warn!(db = %db.name(), %error, "cannot flush the checksum table");
             }
         }
     }

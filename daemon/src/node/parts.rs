@@ -219,6 +219,10 @@ impl Parts {
     /// Ends this process for the sake of the next one, which takes over what is there: nothing is closed. Requests that are being served
     /// are delivered again to it.
     pub(super) async fn make_room(mut self) -> ! {
+        if let Some(store) = self.store.clone() {
+            // Served meanwhile as ever.
+            let _ = tokio::task::spawn_blocking(move || store.flush_tables()).await;
+        }
         tracing::info!("making room for the next daemon");
         if let Some(services) = self.services.take() {
             services.end(Ending::Replaced).await;
