@@ -187,6 +187,15 @@ impl Cluster {
         let start = Instant::now();
         loop {
             let status = self.status()?;
+            if let Some(node) = condition.node()
+                && !status.nodes.iter().any(|known| known.name == node)
+            {
+                let known: Vec<_> = status.nodes.iter().map(|node| node.name.to_string()).collect();
+                return Err(Error::Node {
+                    node: node.to_string(),
+                    message: format!("there is no such node; the cluster has {}", known.join(", ")),
+                });
+            }
             let waited = start.elapsed();
             if condition.holds(&status) {
                 return Ok(waited);

@@ -11,6 +11,8 @@ use crate::status::{ClusterStatus, NodeRole};
 pub enum Condition {
     /// One primary, and all other running nodes follow it.
     Settled,
+    /// The node is the primary or has caught up with it.
+    Joined { node: Station },
     /// The node has the role; without a node, some node has.
     Role { node: Option<Station>, role: NodeRole },
     /// The node has applied the transaction; without a node, all live nodes have.
@@ -24,9 +26,21 @@ pub enum Condition {
 }
 
 impl Condition {
+    /// The node that it is about, if it is about one.
+    pub fn node(&self) -> Option<Station> {
+        match self {
+            Self::Settled => None,
+            Self::Joined { node } => Some(*node),
+            Self::Role { node, .. } | Self::Position { node, .. } | Self::CaughtUp { node } => *node,
+        }
+    }
+
     pub fn holds(&self, status: &ClusterStatus) -> bool {
         match self {
             Self::Settled => status.is_settled(),
+            Self::Joined { node } => {
+                concerned(status, Some(*node)).any(|node| node.node.as_ref().is_some_and(|said| said.ready))
+            }
             Self::Role { node, role } => concerned(status, *node).any(|node| node.role == *role),
             Self::Position { node, database, txid } => all_live(status, *node, |said| {
                 said.databases
@@ -80,6 +94,7 @@ impl fmt::Display for Condition {
             |node: &Option<Station>, nobody: &str| node.map_or(nobody.to_owned(), |node| node.to_string());
         match self {
             Self::Settled => f.write_str("there is one primary and all running nodes follow it"),
+            Self::Joined { node } => write!(f, "{node} is the primary or follows it"),
             Self::Role { node, role } => write!(f, "{} is {role}", who(node, "some node")),
             Self::Position { node, database, txid } => {
                 write!(

@@ -195,7 +195,7 @@ impl Logs {
 pub(super) struct Wait {
     #[command(flatten)]
     which: Which,
-    /// The node; without it some node (--role) or all live nodes (--position, --caught-up)
+    /// The node; without it some node (--role) or all live nodes (--position, --caught-up). Alone: it is the primary or follows it
     node: Option<Station>,
     /// A role is held: primary, replica or down; or by a node: n2=primary
     #[arg(long, value_name = "[NODE=]ROLE", group = "condition")]
@@ -226,7 +226,10 @@ impl Wait {
                 }
             }
             (_, _, true) => Condition::CaughtUp { node },
-            (None, None, false) => Condition::Settled,
+            (None, None, false) => match node {
+                Some(node) => Condition::Joined { node },
+                None => Condition::Settled,
+            },
         };
         let waited = self.which.open()?.wait(&condition, self.timeout)?;
         println!("after {:.2} s: {condition}", waited.as_secs_f64());
