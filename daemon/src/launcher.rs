@@ -58,6 +58,7 @@ pub fn run(args: Vec<OsString>) -> io::Result<ExitCode> {
         deaths: 0,
         has_served: false,
         stopping: false,
+        reload_wanted: false,
     };
     launcher.current = Some(launcher.spawn()?);
     loop {
@@ -80,6 +81,8 @@ struct Launcher {
     deaths: u32,
     has_served: bool,
     stopping: bool,
+    /// Asked for, and not begun yet.
+    reload_wanted: bool,
 }
 
 struct Daemon {
@@ -119,6 +122,7 @@ impl Launcher {
         if let Some(code) = self.collect()? {
             return Ok(Some(code));
         }
+        self.begin_replacement()?;
         self.hurry();
         if self.restart_at.is_some_and(|at| Instant::now() >= at) {
             self.restart_at = None;
@@ -161,23 +165,23 @@ impl Launcher {
                         None => return Ok(Some(ExitCode::SUCCESS)),
                     }
                 }
-                Ok(Signal::SIGHUP) => self.begin_replacement()?,
+                Ok(Signal::SIGHUP) => self.reload_wanted = true,
                 Ok(_) | Err(_) => {}
             }
         }
         Ok(None)
     }
 
+    /// Begins a reload that was asked for, unless the daemon is starting or being replaced already: then as soon as it serves. A stop is
+    /// not put off for it.
     fn begin_replacement(&mut self) -> io::Result<()> {
         let serving = self
             .current
             .as_ref()
             .is_some_and(|daemon| matches!(daemon.stage, Stage::Serving { .. }));
-        if !serving || self.next.is_some() || self.stopping {
-            eprintln!("litefs: not reloading: the daemon is starting, stopping or reloading already");
-            return Ok(());
+        if serving && self.next.is_none() && !self.stopping && std::mem::take(&mut self.reload_wanted) {
+            self.next = Some(self.spawn()?);
         }
-        self.next = Some(self.spawn()?);
         Ok(())
     }
 
@@ -220,7 +224,7 @@ impl Launcher {
         if let Some(next) = &mut self.next
             && let Some(status) = next.child.try_wait()?
         {
-            eprintln!("litefs: the new daemon did not start ({status}); the running one goes on");
+            complain!("litefs: the new daemon did not start ({status}); the running one goes on");
             self.next = None;
         }
         let Some(current) = &mut self.current else {
@@ -268,7 +272,7 @@ impl Launcher {
             (false, deaths) => (PAUSE.0 * 2u32.saturating_pow(deaths - 1)).min(PAUSE.1),
         };
         self.deaths = if steady { 1 } else { self.deaths.saturating_add(1) };
-        eprintln!("litefs: the daemon died ({status}); starting it again");
+        complain!("litefs: the daemon died ({status}); starting it again");
         self.restart_at = Some(Instant::now() + pause);
     }
 
@@ -329,7 +333,7 @@ impl Daemon {
     fn say(&self, message: ToDaemon) {
         if let Err(error) = link::send(&self.link, message.into()) {
             // Its end is noticed next.
-            eprintln!("litefs: tell the daemon: {error}");
+            complain!("litefs: tell the daemon: {error}");
         }
     }
 

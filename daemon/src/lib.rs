@@ -31,6 +31,12 @@
 //!
 //! `docs/architecture.md` has the same in a picture, with threads and on-disk layout.
 
+// A process that serves does not end because nobody hears it.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+#[macro_use]
+mod output;
+
 pub mod cli;
 mod cluster_id;
 pub mod companion;

@@ -34,7 +34,7 @@ pub fn start(log: &Log, requests: bool) {
     };
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| crate::output::Log)
         .event_format(lines)
         .finish();
     // Fails only where a subscriber is set already, which is then the one that was asked for first.

@@ -78,7 +78,7 @@ async fn live(options: Options) -> Result<ExitCode, NodeError> {
     let started = parts.start(&config, skip_unmount, &stop).await;
     let outcome = match started {
         Ok(Progress::Done) => {
-            println!("waiting for signal or subprocess to exit");
+            say!("waiting for signal or subprocess to exit");
             wait(&parts, &stop, &successor).await
         }
         Ok(Progress::Interrupted) => Ok(End::Signal),
@@ -100,7 +100,7 @@ async fn live(options: Options) -> Result<ExitCode, NodeError> {
 async fn stop_all(parts: Parts) -> Result<(), NodeError> {
     match tokio::time::timeout(STOP_LIMIT, parts.stop()).await {
         Ok(rest) => {
-            println!("litefs shut down complete");
+            say!("litefs shut down complete");
             if let Some(rest) = rest {
                 rest.linger().await;
             }
@@ -173,7 +173,7 @@ fn hear_signals() -> Result<CancellationToken, NodeError> {
                 _ = hangup.recv() => continue,
             }
             match told.is_cancelled() {
-                false => println!("signal received, litefs shutting down"),
+                false => say!("signal received, litefs shutting down"),
                 true => tracing::info!("already shutting down"),
             }
             told.cancel();

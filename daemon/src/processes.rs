@@ -39,6 +39,17 @@ pub(crate) fn is_user(process: u32, devices: &[Device]) -> bool {
     uses(Path::new(&format!("/proc/{process}")), devices).unwrap_or(false)
 }
 
+/// Whether a process was killed. Its files stay open for as long as one of its threads waits for a daemon.
+pub(crate) fn is_dying(process: u32) -> bool {
+    match fs::read_to_string(format!("/proc/{process}/stat")) {
+        // `519 (litefs) S 1 …`; the name may be anything.
+        Ok(stat) => stat
+            .rsplit_once(") ")
+            .is_none_or(|(_, state)| state.starts_with(['Z', 'X'])),
+        Err(_) => true,
+    }
+}
+
 /// Whether a process is one of those beside a daemon.
 pub(crate) fn is_companion(process: u32) -> bool {
     let words = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
@@ -158,6 +169,18 @@ mod tests {
         assert!(!users.is_empty(), "no process has a file of /dev open");
         assert!(is_user(users[0], &[device]));
         assert!(!is_user(users[0], &[(0, 0)]));
+    }
+
+    #[test]
+    fn a_process_that_was_killed_is_dying() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(!is_dying(child.id()));
+        child.kill().unwrap();
+        while !is_dying(child.id()) {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(is_dying(child.id()));
     }
 
     #[test]

@@ -64,14 +64,13 @@ impl Node {
             .append(true)
             .open(self.dir.path().join("log"))
             .unwrap();
-        let launcher = self
-            .litefs("mount")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.launcher = Some(launcher);
+        self.spawn_telling(log.try_clone().unwrap(), log);
+    }
+
+    fn spawn_telling(&mut self, stdout: impl Into<Stdio>, stderr: impl Into<Stdio>) {
+        let mut litefs = self.litefs("mount");
+        litefs.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        self.launcher = Some(litefs.spawn().unwrap());
     }
 
     fn litefs(&self, command: &str) -> Command {
@@ -578,6 +577,53 @@ fn connections_to_a_mount_that_was_killed_fail_and_hurt_nobody_on_the_next_one()
         drop((old, new));
         assert_eq!(node.stop(), Some(0));
     }
+}
+
+/// The process that collects its words has died.
+#[test]
+fn a_node_that_nobody_hears_goes_on() {
+    let mut node = Node {
+        dir: tempfile::tempdir().unwrap(),
+        launcher: None,
+    };
+    node.configure(PRIMARY);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    node.spawn_telling(writer.try_clone().unwrap(), writer);
+    node.eventually("it serves as the primary", |node| {
+        node.is_mounted()
+            && Connection::open(node.path("a.db"))
+                .and_then(|db| db.execute_batch("CREATE TABLE IF NOT EXISTS t(x)"))
+                .is_ok()
+    });
+    let db = node.open("a.db", "wal");
+    insert(&db).unwrap();
+    node.kill_daemon();
+    insert(&db).unwrap();
+    kill(node.opener().unwrap(), Signal::SIGKILL).unwrap();
+    let output = node.reload();
+    assert!(output.status.success(), "{output:?}");
+    insert(&db).unwrap();
+    assert_eq!(count(&db), 3);
+    drop(db);
+    assert_eq!(node.stop(), Some(0));
+}
+
+#[test]
+fn a_reload_goes_on_when_the_opener_dies_before_it() {
+    let mut node = Node::start();
+    let db = node.open("a.db", "wal");
+    for round in 1..=5 {
+        // One that was started for a daemon which has ended meanwhile is about to end, too.
+        node.eventually("an opener is there", |node| node.opener().is_some());
+        kill(node.opener().unwrap(), Signal::SIGKILL).unwrap();
+        let output = node.reload();
+        assert!(output.status.success(), "{output:?}: {}", node.log());
+        insert(&db).unwrap();
+        assert_eq!(count(&db), round);
+    }
+    drop(db);
+    assert_eq!(node.stop(), Some(0));
 }
 
 #[test]

@@ -40,9 +40,9 @@ impl CommandError {
 
     /// Prints the error on standard error and gives the process's exit code.
     pub(crate) fn report(self) -> ExitCode {
-        eprintln!("ERROR: {}", self.message);
+        complain!("ERROR: {}", self.message);
         if let Some(hint) = &self.hint {
-            eprintln!("hint: {hint}");
+            complain!("hint: {hint}");
         }
         ExitCode::from(self.code)
     }

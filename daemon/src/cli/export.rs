@@ -30,7 +30,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     let started = Instant::now();
     let copy = super::client_runtime()?.block_on(download(&client, &args))?;
     replace(copy, &args.path)?;
-    println!("Export of database \"{}\" in {}", args.name, elapsed(started));
+    say!("Export of database \"{}\" in {}", args.name, elapsed(started));
     Ok(ExitCode::SUCCESS)
 }
 

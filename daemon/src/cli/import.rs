@@ -29,7 +29,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         let body = reqwest::Body::wrap_stream(tokio_util::io::ReaderStream::with_capacity(file, 1 << 16));
         client.import(&args.name, body).await.map_err(CommandError::from)
     })?;
-    println!(
+    say!(
         "Import of database \"{}\" in {}",
         args.name,
         super::export::elapsed(started)

@@ -55,7 +55,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = args::double_dashes(args);
     let command = args.get(1).and_then(|arg| arg.to_str());
     if matches!(command, None | Some("help")) || command.is_some_and(|word| word.starts_with('-')) {
-        print!("{}", Litefs::command().render_help());
+        say!("{}", Litefs::command().render_help().to_string().trim_end());
         return ExitCode::from(USAGE);
     }
     match parse(&args) {
@@ -110,7 +110,7 @@ fn execute(command: Command, args: Vec<OsString>) -> ExitCode {
 fn refuse(error: &clap::Error, command: &str) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            print!("{error}");
+            say!("{}", error.to_string().trim_end());
             ExitCode::from(USAGE)
         }
         ErrorKind::InvalidSubcommand if Litefs::command().find_subcommand(command).is_none() => {

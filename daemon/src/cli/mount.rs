@@ -65,8 +65,8 @@ pub(super) fn run(args: DaemonArgs) -> Result<ExitCode> {
     let link = Link::from_number(launcher)
         .map_err(|_| CommandError::new("this subcommand is started by `litefs mount` only").code(USAGE))?;
     let (path, config) = configuration(&args)?;
-    println!("config file read from {}", path.display());
-    println!("{}", super::version::line());
+    say!("config file read from {}", path.display());
+    say!("{}", super::version::line());
     crate::logging::start(&config.log, config.fuse.debug);
     let options = crate::node::Options {
         config,

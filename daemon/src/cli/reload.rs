@@ -43,7 +43,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
         CommandError::new("the running daemon was not replaced; it goes on")
             .hint("its output says why the new one did not start")
     })?;
-    println!("reloaded: process {new} has taken over from process {old}");
+    say!("reloaded: process {new} has taken over from process {old}");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -43,7 +43,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     if args.promote || args.if_candidate {
         let proceed = super::client_runtime()?.block_on(prepare(&args))?;
         if !proceed {
-            eprintln!("node is not a candidate, skipping execution");
+            complain!("node is not a candidate, skipping execution");
             return Ok(ExitCode::SUCCESS);
         }
     }
@@ -76,12 +76,12 @@ async fn prepare(args: &Args) -> Result<bool> {
     }
     if args.promote && !info.is_primary {
         if args.verbose {
-            eprintln!("asking {} to become primary", args.node.url);
+            complain!("asking {} to become primary", args.node.url);
         }
         client.promote(false).await?;
         wait_for_primary(&client).await?;
         if args.verbose {
-            eprintln!("{} is primary", args.node.url);
+            complain!("{} is primary", args.node.url);
         }
     }
     Ok(true)

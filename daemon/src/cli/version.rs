@@ -12,7 +12,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run() -> Result<ExitCode> {
-    println!("{}", line());
+    say!("{}", line());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -62,7 +62,7 @@ impl Conversation {
     }
 
     /// Everybody who still waits for an answer sees the end of the channel.
-    fn end(&self) {
+    pub(super) fn end(&self) {
         let (waiting, ended) = &*self.waiting;
         waiting.lock().take();
         ended.notify_all();
@@ -73,10 +73,11 @@ impl Conversation {
         self.waiting.0.lock().is_none()
     }
 
-    /// Waits until the process is gone.
-    pub(super) fn await_end(&self) {
+    /// Waits until the process is gone; `false` if it is there after that time.
+    pub(super) fn await_end(&self, patience: Duration) -> bool {
         let (waiting, ended) = &*self.waiting;
-        ended.wait_while(&mut waiting.lock(), |waiting| waiting.is_some());
+        let result = ended.wait_while_for(&mut waiting.lock(), |waiting| waiting.is_some(), patience);
+        !result.timed_out()
     }
 
     /// The thread that an opener sends its requests to the mount with, once it has said so.

@@ -28,7 +28,7 @@ impl Kept {
     /// Takes the lock that stops its writers; `false`: a client holds it.
     pub(super) fn try_fence(&self) -> bool {
         try_lock(self.file.as_fd(), byte(self.fence), 1, true).unwrap_or_else(|error| {
-            eprintln!("litefs opener: fence {}: {error}", self.path.display());
+            complain!("litefs opener: fence {}: {error}", self.path.display());
             false
         })
     }

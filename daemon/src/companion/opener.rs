@@ -309,7 +309,7 @@ impl Opener {
     fn guard(&self) {
         let left = self.fence_patiently();
         if left > 0 {
-            eprintln!("litefs opener: {left} files are held by clients, which can go on writing unheard");
+            complain!("litefs opener: {left} files are held by clients, which can go on writing unheard");
         }
         let device = {
             let files = self.shared.files.lock();
@@ -353,7 +353,7 @@ impl Files {
             }
         };
         if let Err(error) = sent {
-            eprintln!("litefs opener: answer the daemon: {error}");
+            complain!("litefs opener: answer the daemon: {error}");
         }
     }
 
@@ -402,7 +402,7 @@ impl Shared {
             };
             let file: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
             if let Err(error) = wire::send(&*daemon, &reply, &file) {
-                eprintln!("litefs opener: answer the daemon: {error}");
+                complain!("litefs opener: answer the daemon: {error}");
             }
         }
     }

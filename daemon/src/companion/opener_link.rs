@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -13,13 +13,17 @@ use parking_lot::Mutex;
 
 use super::conversation::{Answer, Conversation};
 use super::keeper::Keeper;
+use super::keeper::protocol::OpenerSocket;
 use super::protocol::{Fence, Task};
 use super::wire;
+use crate::processes::is_dying;
 
 /// How long an opener takes to say who it is.
 const READY_PATIENCE: Duration = Duration::from_secs(5);
 /// Before another attempt to start one: the keeper may be on its way, too.
 const RETRY: Duration = Duration::from_millis(20);
+/// How often it is looked whether the opener was killed: one that waits for the mount itself stays connected until it is answered.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// A file that the opener keeps for this daemon.
 struct Kept {
@@ -29,18 +33,25 @@ struct Kept {
     path: PathBuf,
 }
 
+/// The opener that is spoken with.
+#[derive(Clone)]
+struct Opener {
+    conversation: Conversation,
+    process: u32,
+}
+
 pub(super) struct OpenerLink {
     keeper: Arc<Keeper>,
-    conversation: Mutex<Conversation>,
+    opener: Mutex<Opener>,
     kept: Mutex<HashMap<u64, Kept>>,
 }
 
 impl OpenerLink {
     pub(super) fn connect(keeper: Arc<Keeper>) -> io::Result<Arc<OpenerLink>> {
-        let conversation = begin_patiently(&keeper)?;
+        let opener = begin_patiently(&keeper)?;
         let link = Arc::new(OpenerLink {
             keeper: keeper.clone(),
-            conversation: Mutex::new(conversation),
+            opener: Mutex::new(opener),
             kept: Mutex::default(),
         });
         let reached = Arc::downgrade(&link);
@@ -57,7 +68,7 @@ impl OpenerLink {
 
     /// Whether a request comes from the opener's thread that opens.
     pub(super) fn is_thread(&self, thread: u32) -> bool {
-        self.conversation.lock().thread() == Some(thread)
+        self.opener.lock().conversation.thread() == Some(thread)
     }
 
     /// Sends a task and waits for the answer, at most for `patience`. An opener that died meanwhile is replaced, and asked too.
@@ -96,7 +107,7 @@ impl OpenerLink {
     }
 
     pub(super) fn tell(&self, task: &Task) {
-        let conversation = self.conversation.lock().clone();
+        let conversation = self.opener.lock().conversation.clone();
         if let Err(error) = conversation.tell(0, task, &[]) {
             tracing::debug!(%error, ?task, "tell the opener");
         }
@@ -104,9 +115,9 @@ impl OpenerLink {
 
     /// A conversation with a living opener. One that died is replaced, and the new one keeps what the old one kept.
     fn living(&self) -> io::Result<Conversation> {
-        let mut conversation = self.conversation.lock();
-        if conversation.is_over() {
-            *conversation = begin(&self.keeper)?;
+        let mut opener = self.opener.lock();
+        if opener.conversation.is_over() {
+            *opener = begin(&self.keeper)?;
             for (id, kept) in &*self.kept.lock() {
                 let Some(file) = kept.file.upgrade() else { continue };
                 let task = Task::Keep {
@@ -114,19 +125,25 @@ impl OpenerLink {
                     inode: kept.inode,
                     fence: kept.fence,
                 };
-                conversation.tell(*id, &task, &[file.as_fd()])?;
+                opener.conversation.tell(*id, &task, &[file.as_fd()])?;
             }
             tracing::warn!("the opener process died; another one has what it kept");
         }
-        Ok(conversation.clone())
+        Ok(opener.conversation.clone())
     }
 
     /// A connection to the opener for a new keeper. Fails if that died too: the new keeper is to start another.
-    fn control(&self) -> io::Result<OwnedFd> {
+    fn control(&self) -> io::Result<OpenerSocket> {
         let (ours, theirs) = wire::pair()?;
-        let conversation = self.conversation.lock().clone();
+        let Opener {
+            conversation,
+            process,
+        } = self.opener.lock().clone();
         conversation.tell(0, &Task::Control, &[theirs.as_fd()])?;
-        Ok(ours)
+        Ok(OpenerSocket {
+            socket: ours,
+            process,
+        })
     }
 }
 
@@ -134,9 +151,16 @@ impl OpenerLink {
 /// with the daemon, and clients that are fenced would commit until the next one has found out.
 fn watch(link: &Weak<OpenerLink>) {
     while let Some(living) = link.upgrade() {
-        let conversation = living.conversation.lock().clone();
+        let opener = living.opener.lock().clone();
         drop(living);
-        conversation.await_end();
+        while !opener.conversation.await_end(LOOK) {
+            if link.strong_count() == 0 {
+                return;
+            }
+            if is_dying(opener.process) {
+                opener.conversation.end();
+            }
+        }
         if !revive(link) {
             return;
         }
@@ -161,7 +185,7 @@ fn revive(link: &Weak<OpenerLink>) -> bool {
 }
 
 /// Begins the first conversation.
-fn begin_patiently(keeper: &Keeper) -> io::Result<Conversation> {
+fn begin_patiently(keeper: &Keeper) -> io::Result<Opener> {
     let deadline = Instant::now() + READY_PATIENCE;
     loop {
         match begin(keeper) {
@@ -172,11 +196,12 @@ fn begin_patiently(keeper: &Keeper) -> io::Result<Conversation> {
 }
 
 /// Begins a conversation: the opener says first which thread is the one whose requests are the daemon's own.
-fn begin(keeper: &Keeper) -> io::Result<Conversation> {
-    let conversation = Conversation::begin("opener", keeper.opener()?)?;
+fn begin(keeper: &Keeper) -> io::Result<Opener> {
+    let OpenerSocket { socket, process } = keeper.opener()?;
+    let conversation = Conversation::begin("opener", socket)?;
     let deadline = Instant::now() + READY_PATIENCE;
     while conversation.thread().is_none() {
-        if conversation.is_over() {
+        if conversation.is_over() || is_dying(process) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         if Instant::now() >= deadline {
@@ -187,5 +212,8 @@ fn begin(keeper: &Keeper) -> io::Result<Conversation> {
         }
         thread::sleep(Duration::from_micros(200));
     }
-    Ok(conversation)
+    Ok(Opener {
+        conversation,
+        process,
+    })
 }

@@ -40,7 +40,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     Some(match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("litefs companion: {error}");
+            complain!("litefs companion: {error}");
             ExitCode::FAILURE
         }
     })

@@ -18,7 +18,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use super::data_dir;
-use super::protocol::{FromKeeper, ToKeeper, VERSION};
+use super::protocol::{FromKeeper, OpenerSocket, ToKeeper, VERSION};
 use crate::companion::process::SUBCOMMAND;
 use crate::companion::wire;
 use crate::fuse::{Pinned, pin};
@@ -107,13 +107,13 @@ pub struct Keeper {
     ledger: Arc<Ledger>,
     socket: RwLock<Arc<OwnedFd>>,
     held: Mutex<Held>,
-    openers: Mutex<Receiver<io::Result<OwnedFd>>>,
+    openers: Mutex<Receiver<io::Result<OpenerSocket>>>,
     leave: CancellationToken,
     ended: Mutex<bool>,
     /// Keepers that died and were replaced.
     replaced: AtomicU32,
     /// Gives a new keeper the connection to the opener.
-    opener_control: OnceLock<Box<dyn Fn() -> io::Result<OwnedFd> + Send + Sync>>,
+    opener_control: OnceLock<Box<dyn Fn() -> io::Result<OpenerSocket> + Send + Sync>>,
 }
 
 /// What the keeper holds for this daemon, to give it to another one if it dies.
@@ -234,8 +234,8 @@ impl Keeper {
         }
     }
 
-    /// A connection to the opener, which is started if need be.
-    pub(in crate::companion) fn opener(&self) -> io::Result<OwnedFd> {
+    /// A connection to the opener, which is started if need be, and its process.
+    pub(in crate::companion) fn opener(&self) -> io::Result<OpenerSocket> {
         let openers = self.openers.lock();
         // Of a keeper that died without an answer.
         while openers.try_recv().is_ok() {}
@@ -248,7 +248,7 @@ impl Keeper {
     /// How a keeper that takes the place of a dead one gets a connection to the opener.
     pub(in crate::companion) fn set_opener_control(
         &self,
-        control: impl Fn() -> io::Result<OwnedFd> + Send + Sync + 'static,
+        control: impl Fn() -> io::Result<OpenerSocket> + Send + Sync + 'static,
     ) {
         // There is one opener for the life of the process.
         let _ = self.opener_control.set(Box::new(control));
@@ -305,7 +305,14 @@ impl Keeper {
             wire::send(&socket, &ToKeeper::Node { id: *id }, &[node.as_fd()])?;
         }
         match self.opener_control.get().map(|control| control()) {
-            Some(Ok(control)) => wire::send(&socket, &ToKeeper::AdoptOpener, &[control.as_fd()])?,
+            Some(Ok(opener)) => {
+                let process = opener.process;
+                wire::send(
+                    &socket,
+                    &ToKeeper::AdoptOpener { process },
+                    &[opener.socket.as_fd()],
+                )?
+            }
             // The new keeper is asked for another one.
             Some(Err(error)) => tracing::debug!(%error, "the opener died with the keeper"),
             None => {}
@@ -357,11 +364,12 @@ fn unless_gone(told: io::Result<()>) -> io::Result<()> {
 }
 
 /// Hears the keeper until it is gone.
-fn hear(socket: &OwnedFd, openers: &Sender<io::Result<OwnedFd>>, keeper: &std::sync::Weak<Keeper>) {
+fn hear(socket: &OwnedFd, openers: &Sender<io::Result<OpenerSocket>>, keeper: &std::sync::Weak<Keeper>) {
     while let Ok(Some((message, descriptors))) = wire::receive::<FromKeeper>(socket) {
         match message {
-            FromKeeper::Opener => {
+            FromKeeper::Opener { process } => {
                 let opener = descriptors.into_iter().next();
+                let opener = opener.map(|socket| OpenerSocket { socket, process });
                 // The receiver lives as long as the keeper.
                 let _ = openers.send(opener.ok_or_else(|| io::ErrorKind::InvalidData.into()));
             }
@@ -483,7 +491,7 @@ fn await_welcome(dir: &Path, socket: &OwnedFd) -> Result<Welcomed, KeeperError> 
             });
         }
         FromKeeper::Failed { message } => return Err(KeeperError::Refused(message)),
-        FromKeeper::Node { .. } | FromKeeper::Opener | FromKeeper::Leave => return Err(gone()),
+        FromKeeper::Node { .. } | FromKeeper::Opener { .. } | FromKeeper::Leave => return Err(gone()),
     };
     let mut descriptors = descriptors.into_iter();
     let mut next = || descriptors.next().ok_or_else(gone);

@@ -72,7 +72,7 @@ impl DataDir {
             .and_then(|()| self.lock.write_all(text.as_bytes()))
             .and_then(|()| self.lock.set_len(text.len() as u64));
         if let Err(error) = written {
-            eprintln!("litefs keeper: note in the lock file: {error}");
+            complain!("litefs keeper: note in the lock file: {error}");
         }
     }
 }

@@ -22,9 +22,10 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{SockFlag, accept4};
 
 use super::data_dir::DataDir;
-use super::protocol::{FromKeeper, FromOpener, ToKeeper, ToOpener, VERSION};
+use super::protocol::{FromKeeper, FromOpener, OpenerSocket, ToKeeper, ToOpener, VERSION};
 use crate::companion::{process::SUBCOMMAND, wire};
 use crate::ledger::Ledger;
+use crate::processes::is_dying;
 
 /// How long a daemon waits for its predecessor, which may be dying.
 const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(3);
@@ -64,8 +65,7 @@ struct Process {
     device: Option<OwnedFd>,
     tree: Option<OwnedFd>,
     nodes: BTreeMap<u64, OwnedFd>,
-    /// The connection to the opener.
-    opener: Option<OwnedFd>,
+    opener: Option<OpenerSocket>,
     tenant: Tenant,
     /// Daemons that are not let in yet.
     guests: Vec<Guest>,
@@ -129,7 +129,7 @@ impl Process {
         fds.extend(
             self.opener
                 .iter()
-                .map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)),
+                .map(|opener| PollFd::new(opener.socket.as_fd(), PollFlags::POLLIN)),
         );
         fds.extend(
             self.guests
@@ -161,7 +161,7 @@ impl Process {
         if self
             .opener
             .as_ref()
-            .is_some_and(|opener| is_readable(opener.as_fd()))
+            .is_some_and(|opener| is_readable(opener.socket.as_fd()))
         {
             // It says nothing unasked: it is dead.
             self.opener = None;
@@ -217,7 +217,9 @@ impl Process {
             }
             ToKeeper::ForgetNode { id } => drop(self.nodes.remove(&id)),
             ToKeeper::Opener => self.connect_opener(),
-            ToKeeper::AdoptOpener => self.opener = first,
+            ToKeeper::AdoptOpener { process } => {
+                self.opener = first.map(|socket| OpenerSocket { socket, process });
+            }
             ToKeeper::Linger => {
                 self.tenant = match std::mem::replace(
                     &mut self.tenant,
@@ -245,7 +247,7 @@ impl Process {
             return;
         };
         let sent = match connected {
-            Ok(ours) => wire::send(daemon, &FromKeeper::Opener, &[ours.as_fd()]),
+            Ok((ours, process)) => wire::send(daemon, &FromKeeper::Opener { process }, &[ours.as_fd()]),
             Err(error) => {
                 let message = format!("start the opener: {error}");
                 wire::send(daemon, &FromKeeper::Failed { message }, &[])
@@ -254,15 +256,27 @@ impl Process {
         report("answer the daemon", sent);
     }
 
-    fn try_connect_opener(&mut self) -> io::Result<OwnedFd> {
-        let opener = match self.opener.take() {
-            Some(opener) => opener,
-            None => start_opener(self.dir.path())?,
-        };
+    fn try_connect_opener(&mut self) -> io::Result<(OwnedFd, u32)> {
         let (ours, theirs) = wire::pair()?;
-        wire::send(&opener, &ToOpener::Attach, &[theirs.as_fd(), self.ledger.as_fd()])?;
+        let attach = |opener: &OpenerSocket| {
+            wire::send(
+                &opener.socket,
+                &ToOpener::Attach,
+                &[theirs.as_fd(), self.ledger.as_fd()],
+            )
+        };
+        let living = self.opener.take().filter(|opener| !is_dying(opener.process));
+        let opener = match living {
+            Some(opener) if attach(&opener).is_ok() => opener,
+            Some(_) | None => {
+                let opener = start_opener(self.dir.path())?;
+                attach(&opener)?;
+                opener
+            }
+        };
+        let process = opener.process;
         self.opener = Some(opener);
-        Ok(ours)
+        Ok((ours, process))
     }
 
     /// Lets the first guest in if the mount is nobody's, or tells guests that it is somebody's.
@@ -345,7 +359,7 @@ impl Process {
             return Then::GoOn;
         }
         if self.device.is_some() {
-            eprintln!(
+            complain!(
                 "litefs keeper: nobody came to serve the mount within {patience:?}: its clients are cut off"
             );
             self.fence();
@@ -357,18 +371,20 @@ impl Process {
 
     /// Has the opener keep clients from committing, and stay for them.
     fn fence(&mut self) {
-        let Some(opener) = &self.opener else { return };
+        let Some(opener) = self.opener.take().filter(|opener| !is_dying(opener.process)) else {
+            return;
+        };
+        let control = &opener.socket;
         let fenced =
-            wire::send(opener, &ToOpener::Fence, &[]).and_then(|()| wire::receive::<FromOpener>(opener));
+            wire::send(control, &ToOpener::Fence, &[]).and_then(|()| wire::receive::<FromOpener>(control));
         if let Err(error) = fenced {
-            eprintln!("litefs keeper: fence the clients: {error}");
+            complain!("litefs keeper: fence the clients: {error}");
         }
-        self.opener = None;
     }
 
     fn end_opener(&mut self, message: &ToOpener) {
         if let Some(opener) = self.opener.take() {
-            report("end the opener", wire::send(&opener, message, &[]));
+            report("end the opener", wire::send(&opener.socket, message, &[]));
         }
     }
 }
@@ -422,8 +438,8 @@ fn is_readable(socket: BorrowedFd<'_>) -> bool {
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
-/// Starts the opener; returns the connection to it.
-fn start_opener(data_dir: &Path) -> io::Result<OwnedFd> {
+/// Starts the opener.
+fn start_opener(data_dir: &Path) -> io::Result<OpenerSocket> {
     let (ours, theirs) = wire::pair()?;
     let child = Command::new("/proc/self/exe")
         .arg0("litefs")
@@ -434,12 +450,14 @@ fn start_opener(data_dir: &Path) -> io::Result<OwnedFd> {
         .stdout(Stdio::null())
         .spawn()?;
     // The kernel collects it: this process ignores SIGCHLD.
-    drop(child);
-    Ok(ours)
+    Ok(OpenerSocket {
+        socket: ours,
+        process: child.id(),
+    })
 }
 
 fn report(action: &str, outcome: io::Result<()>) {
     if let Err(error) = outcome {
-        eprintln!("litefs keeper: {action}: {error}");
+        complain!("litefs keeper: {action}: {error}");
     }
 }

@@ -1,9 +1,11 @@
 //! What daemon, keeper and opener tell each other about a mount that outlives its daemon.
 
+use std::os::fd::OwnedFd;
+
 use serde::{Deserialize, Serialize};
 
 /// Changes when a daemon and a keeper of different versions would misunderstand each other.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// From the daemon.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,7 +34,7 @@ pub(in crate::companion) enum ToKeeper {
     /// Asks for a connection to the opener, which is started if there is none.
     Opener,
     /// An opener that is there already, whose keeper died; the connection to it comes with the message.
-    AdoptOpener,
+    AdoptOpener { process: u32 },
     /// The daemon was told to stop and clients have files open: it stays for them until the next one comes.
     Linger,
     /// Nobody has files of the mount open, and it is detached.
@@ -58,7 +60,9 @@ pub(in crate::companion) enum FromKeeper {
         holder: String,
     },
     /// The connection to the opener comes with the message.
-    Opener,
+    Opener {
+        process: u32,
+    },
     /// A successor waits: end at once, without closing anything.
     Leave,
     Failed {
@@ -82,4 +86,10 @@ pub(in crate::companion) enum ToOpener {
 pub(in crate::companion) enum FromOpener {
     /// `left` files could not be fenced: a client holds their lock.
     Fenced { left: usize },
+}
+
+/// A connection to the opener.
+pub(in crate::companion) struct OpenerSocket {
+    pub(in crate::companion) socket: OwnedFd,
+    pub(in crate::companion) process: u32,
 }
