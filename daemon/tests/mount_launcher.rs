@@ -627,6 +627,27 @@ fn a_reload_goes_on_when_the_opener_dies_before_it() {
 }
 
 #[test]
+fn files_below_the_mount_point_are_told_of() {
+    let mut node = Node {
+        dir: tempfile::tempdir().unwrap(),
+        launcher: None,
+    };
+    node.configure(PRIMARY);
+    fs::create_dir(node.dir.path().join("mnt")).unwrap();
+    fs::write(node.path("app.db"), "hidden").unwrap();
+    node.begin();
+    assert!(
+        node.log()
+            .contains("the directory below the mount point is not empty"),
+        "{}",
+        node.log()
+    );
+    assert!(!node.path("app.db").exists());
+    assert_eq!(node.stop(), Some(0));
+    assert_eq!(fs::read(node.path("app.db")).unwrap(), b"hidden");
+}
+
+#[test]
 fn a_second_daemon_is_told_at_once_who_has_the_directory() {
     let node = Node::start();
     let daemon = node.inhabitants().daemon.unwrap();

@@ -182,6 +182,22 @@ fn validation_names_what_is_missing() {
     assert!(
         invalid("fuse: {dir: /a}\ndata: {dir: /a}\nlease: {type: static}").contains("cannot be the same")
     );
+    for (fuse, data, key) in [
+        ("/a", "/a/data", "below the fuse directory"),
+        ("/a/", "/a/b/data", "below the fuse directory"),
+        ("/a/files/mnt", "/a", "among what the data directory holds"),
+    ] {
+        let text = format!("fuse: {{dir: {fuse}}}\ndata: {{dir: {data}}}\nlease: {{type: static}}");
+        assert!(invalid(&text).contains(key), "{text}");
+    }
+    let beside = "fuse: {dir: /a/mnt}\ndata: {dir: /a}\nlease: {type: static}";
+    validate(&parsed(beside)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+    let path = dir.path().display();
+    let text =
+        format!("fuse: {{dir: {path}/mnt}}\ndata: {{dir: {path}/link/mnt/data}}\nlease: {{type: static}}");
+    assert!(invalid(&text).contains("below the fuse directory"));
     assert!(invalid("lease: {type: consul}").contains("consul URL required"));
     assert!(invalid("lease: {type: consul, consul: {url: 'http://x'}}").contains("consul key required"));
     assert!(invalid("lease: {type: static, advertise-url: 'ftp://x'}").contains("invalid URL scheme"));

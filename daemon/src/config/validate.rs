@@ -1,5 +1,7 @@
 //! What a configuration must say before anything is started with it.
 
+use std::path::{Path, PathBuf};
+
 use super::{Config, ConfigError};
 
 /// Checks the values that the file's syntax cannot.
@@ -30,7 +32,39 @@ fn directories(config: &Config) -> Result<(), ConfigError> {
             "fuse directory and data directory cannot be the same path",
         );
     }
+    let (fuse, data) = (real(&config.fuse.dir), real(&config.data.dir));
+    if data.starts_with(&fuse) {
+        return invalid(
+            "data.dir",
+            "the data directory cannot be below the fuse directory: the daemon would wait for itself",
+        );
+    }
+    let ours = ["files", "databases", "archive"];
+    if ours.iter().any(|ours| fuse.starts_with(data.join(ours))) {
+        return invalid(
+            "fuse.dir",
+            "the fuse directory cannot be among what the data directory holds",
+        );
+    }
     Ok(())
+}
+
+/// The path without links above its last component, as far as it exists. Asks nothing of a mount that may be there already.
+fn real(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut rest = PathBuf::new();
+    let mut above = absolute.as_path();
+    while let (Some(parent), Some(name)) = (above.parent(), above.file_name()) {
+        rest = match rest.as_os_str().is_empty() {
+            true => PathBuf::from(name),
+            false => Path::new(name).join(rest),
+        };
+        if let Ok(parent) = parent.canonicalize() {
+            return parent.join(rest);
+        }
+        above = parent;
+    }
+    absolute
 }
 
 fn proxy(config: &Config) -> Result<(), ConfigError> {

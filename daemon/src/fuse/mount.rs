@@ -120,6 +120,7 @@ pub(crate) fn attach(path: &Path, allow_other: bool) -> Result<Attached, MountEr
         true => fusermount::mount(path, &options(path, allow_other, None)?).map(|device| (device, true)),
         false => Err(refusal),
     };
+    tell_covered(path);
     let (device, by_helper) = match open_device() {
         Ok(device) => match mount_directly(path, allow_other, &device) {
             Ok(()) => (OwnedFd::from(device), false),
@@ -138,6 +139,17 @@ pub(crate) fn attach(path: &Path, allow_other: bool) -> Result<Attached, MountEr
             by_helper,
         },
     })
+}
+
+/// Says what cannot be seen while the mount is there.
+fn tell_covered(path: &Path) {
+    let entries = fs::read_dir(path).map_or(0, Iterator::count);
+    if entries > 0 {
+        tracing::warn!(
+            path = %path.display(), entries,
+            "the directory below the mount point is not empty: what it holds is hidden, and is not in the mount"
+        );
+    }
 }
 
 /// Whether a killed daemon left a dead mount on `path` that is to be taken over.
