@@ -5,6 +5,7 @@
 //! same list, and a test holds one against the other.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use metrics::Unit;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -74,6 +75,9 @@ const BUCKETS: &[f64] = &[
     0.5, 1.0, 5.0,
 ];
 
+/// How often samples of histograms are put into their buckets: until then each takes memory, whether somebody asks for them or not.
+const UPKEEP: Duration = Duration::from_secs(5);
+
 /// The process's metrics.
 pub struct Metrics {
     handle: PrometheusHandle,
@@ -91,6 +95,16 @@ impl Metrics {
                 tracing::warn!("metrics are recorded elsewhere");
             }
             describe();
+            let upkeep = handle.clone();
+            let started = std::thread::Builder::new().name("metrics".into()).spawn(move || {
+                loop {
+                    std::thread::sleep(UPKEEP);
+                    upkeep.run_upkeep();
+                }
+            });
+            if let Err(error) = started {
+                tracing::warn!(%error, "samples of histograms are kept until somebody asks for the metrics");
+            }
             Metrics { handle }
         })
     }
