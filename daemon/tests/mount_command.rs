@@ -375,3 +375,17 @@ fn a_client_with_very_many_open_files_does_not_keep_others_commits_from_being_ca
     });
     assert_ne!(position(), before, "the commit is captured");
 }
+
+#[test]
+fn commands_without_their_path_are_used_wrongly() {
+    let code = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_litefs"))
+            .args(args)
+            .output()
+            .unwrap();
+        output.status.code()
+    };
+    assert_eq!(code(&["import", "-name", "a.db"]), Some(2));
+    assert_eq!(code(&["export", "-name", "a.db"]), Some(2));
+    assert_eq!(code(&["import", "-name", "a.db", "one", "two"]), Some(1));
+}

@@ -1,6 +1,6 @@
 //! One node of a cluster, or its lease server, as a value to call.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -71,8 +71,8 @@ impl Node<'_> {
         input: &str,
         busy_timeout: Duration,
     ) -> Result<T> {
+        let file = file_of(&self.mount(), database)?;
         let mut command = Command::new(binary::litefs_dev()?);
-        let file = self.mount().join(database);
         command
             .arg(work)
             .arg(file)
@@ -132,5 +132,33 @@ impl Node<'_> {
 
     pub fn resume(&self) -> Result<()> {
         self.cluster.call(&Request::Resume(self.station)).map(drop)
+    }
+}
+
+/// A database in the mount. No name leads out of it.
+fn file_of(mount: &Path, database: &str) -> Result<PathBuf> {
+    let below = |part| matches!(part, Component::Normal(_));
+    if database.is_empty() || !Path::new(database).components().all(below) {
+        return Err(Error::Invalid(format!(
+            "{database:?} is no name of a database in the mount: a path below it, like app.db or dir/app.db"
+        )));
+    }
+    Ok(mount.join(database))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_database_is_outside_the_mount() {
+        let mount = Path::new("/mnt");
+        assert_eq!(
+            file_of(mount, "dir/app.db").unwrap(),
+            Path::new("/mnt/dir/app.db")
+        );
+        for outside in ["", "/app.db", "../app.db", "dir/../../app.db"] {
+            assert!(file_of(mount, outside).is_err(), "{outside}");
+        }
     }
 }

@@ -121,7 +121,9 @@ fn refuse(error: &clap::Error, command: &str) -> ExitCode {
         _ => {
             let text = error.render().to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
-            let code = if matches!(command, "mount" | "daemon") {
+            let lacks_path =
+                matches!(command, "import" | "export") && error.kind() == ErrorKind::MissingRequiredArgument;
+            let code = if matches!(command, "mount" | "daemon") || lacks_path {
                 USAGE
             } else {
                 error::FAILURE
