@@ -42,7 +42,9 @@ struct Opener {
 
 pub(super) struct OpenerLink {
     keeper: Arc<Keeper>,
+    /// Not held while another one is started: each request asks for its thread.
     opener: Mutex<Opener>,
+    replacing: Mutex<()>,
     kept: Mutex<HashMap<u64, Kept>>,
 }
 
@@ -52,6 +54,7 @@ impl OpenerLink {
         let link = Arc::new(OpenerLink {
             keeper: keeper.clone(),
             opener: Mutex::new(opener),
+            replacing: Mutex::default(),
             kept: Mutex::default(),
         });
         let reached = Arc::downgrade(&link);
@@ -115,21 +118,34 @@ impl OpenerLink {
 
     /// A conversation with a living opener. One that died is replaced, and the new one keeps what the old one kept.
     fn living(&self) -> io::Result<Conversation> {
-        let mut opener = self.opener.lock();
-        if opener.conversation.is_over() {
-            *opener = begin(&self.keeper)?;
-            for (id, kept) in &*self.kept.lock() {
-                let Some(file) = kept.file.upgrade() else { continue };
-                let task = Task::Keep {
-                    path: kept.path.clone(),
-                    inode: kept.inode,
-                    fence: kept.fence,
-                };
-                opener.conversation.tell(*id, &task, &[file.as_fd()])?;
-            }
-            tracing::warn!("the opener process died; another one has what it kept");
+        if let Some(living) = self.present() {
+            return Ok(living);
         }
-        Ok(opener.conversation.clone())
+        let _turn = self.replacing.lock();
+        if let Some(living) = self.present() {
+            return Ok(living);
+        }
+        let opener = begin(&self.keeper)?;
+        let conversation = opener.conversation.clone();
+        // Before it is asked to open them: of one inode it keeps the description that it knows first.
+        for (id, kept) in &*self.kept.lock() {
+            let Some(file) = kept.file.upgrade() else { continue };
+            let task = Task::Keep {
+                path: kept.path.clone(),
+                inode: kept.inode,
+                fence: kept.fence,
+            };
+            conversation.tell(*id, &task, &[file.as_fd()])?;
+        }
+        *self.opener.lock() = opener;
+        tracing::warn!("the opener process died; another one has what it kept");
+        Ok(conversation)
+    }
+
+    /// The conversation, unless it is over.
+    fn present(&self) -> Option<Conversation> {
+        let conversation = self.opener.lock().conversation.clone();
+        (!conversation.is_over()).then_some(conversation)
     }
 
     /// A connection to the opener for a new keeper. Fails if that died too: the new keeper is to start another.
