@@ -23,10 +23,12 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
 
+use super::Inhabitants;
 use super::fences::Kept;
 use super::keeper::protocol::{FromOpener, ToOpener};
 use super::protocol::{Fence, Outcome, Reply, Request, Task};
 use super::wire;
+use crate::fuse::current_mount;
 use crate::lease::BootTime;
 use crate::ledger::Ledger;
 use crate::processes::{device_of_descriptor, users};
@@ -39,7 +41,7 @@ const RETRY: Duration = Duration::from_micros(50);
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Runs until nobody needs it: `control` is the connection to the keeper.
-pub(super) fn run(control: OwnedFd) -> io::Result<()> {
+pub(super) fn run(control: OwnedFd, data_dir: PathBuf) -> io::Result<()> {
     let (woken, wake) = io::pipe()?;
     let (queue, orders) = channel();
     let shared = Arc::new(Shared {
@@ -55,6 +57,7 @@ pub(super) fn run(control: OwnedFd) -> io::Result<()> {
     })?;
     let mut opener = Opener {
         shared,
+        data_dir,
         queue,
         woken,
         thread: loop {
@@ -100,6 +103,7 @@ struct Order {
 
 struct Opener {
     shared: Arc<Shared>,
+    data_dir: PathBuf,
     queue: Sender<Order>,
     woken: PipeReader,
     /// The thread that opens.
@@ -307,10 +311,6 @@ impl Opener {
 
     /// Nobody will ever serve the mount again: stays for as long as clients have files open, so that they cannot commit.
     fn guard(&self) {
-        let left = self.fence_patiently();
-        if left > 0 {
-            complain!("litefs opener: {left} files are held by clients, which can go on writing unheard");
-        }
         let device = {
             let files = self.shared.files.lock();
             files
@@ -319,7 +319,18 @@ impl Opener {
                 .find_map(|(kept, _)| device_of_descriptor(&kept.file))
         };
         let Some(device) = device else { return };
-        while !users(device).is_empty() {
+        // Keeper and daemon may have died before another keeper was told of this process: then the mount has another opener.
+        let others = || {
+            Inhabitants::of(&self.data_dir).keeper.is_some() && current_mount(&self.data_dir) == Some(device)
+        };
+        if others() {
+            return;
+        }
+        let left = self.fence_patiently();
+        if left > 0 {
+            complain!("litefs opener: {left} files are held by clients, which can go on writing unheard");
+        }
+        while !users(device).is_empty() && !others() {
             thread::sleep(LOOK);
             self.try_fence_all();
         }

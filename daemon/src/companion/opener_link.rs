@@ -138,6 +138,8 @@ impl OpenerLink {
             conversation.tell(*id, &task, &[file.as_fd()])?;
         }
         *self.opener.lock() = opener;
+        // The keeper may have died meanwhile, and the one after it been given the opener before.
+        self.keeper.adopt_opener(self.control()?)?;
         tracing::warn!("the opener process died; another one has what it kept");
         Ok(conversation)
     }

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -31,9 +32,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
         return None;
     }
     let part = args.next();
+    let data_dir = args.next().map(PathBuf::from).unwrap_or_default();
     let result = match part.as_ref().and_then(|part| part.to_str()) {
         Some("keeper") => run_as(Part::Keeper),
-        Some("opener") => run_as(Part::Opener),
+        Some("opener") => run_as(Part::Opener(data_dir)),
         Some("worker") => run_as(Part::Worker),
         Some(_) | None => Err(io::Error::other("this subcommand is started by the daemon only")),
     };
@@ -48,7 +50,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
 
 enum Part {
     Keeper,
-    Opener,
+    Opener(PathBuf),
     Worker,
 }
 
@@ -71,9 +73,9 @@ fn run_as(part: Part) -> io::Result<()> {
             nix::unistd::dup2_stdin(nowhere)?;
             keeper::process::run(socket, lock)
         }
-        Part::Opener => {
+        Part::Opener(data_dir) => {
             nix::unistd::dup2_stdin(File::open("/dev/null")?)?;
-            opener::run(socket)
+            opener::run(socket, data_dir)
         }
         Part::Worker => worker(socket),
     }

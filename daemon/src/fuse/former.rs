@@ -136,6 +136,13 @@ fn disarm(device: Device) -> bool {
     !clients.is_empty()
 }
 
+/// The mount that began last on a data directory in this boot.
+pub(crate) fn current_mount(dir: &Path) -> Option<Device> {
+    let text = fs::read_to_string(list(dir)).ok()?;
+    let (major, minor) = text.strip_prefix(&boot_id())?.lines().last()?.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
 fn list(dir: &Path) -> PathBuf {
     dir.join(FILE)
 }

@@ -49,6 +49,7 @@ mod virtual_files;
 mod wal_watch;
 
 pub(crate) use descriptors::raise as raise_descriptor_limit;
+pub(crate) use former::current_mount;
 pub use mount::{FSNAME, MountError, detach_stale};
 pub use presence::{Lag, Presence};
 pub use requests::{FileKind, Op, Requests, Snapshot};

@@ -245,6 +245,17 @@ impl Keeper {
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the keeper does not answer"))?
     }
 
+    /// Gives the keeper a connection to the opener that this daemon speaks with. Waits for one that is being replaced.
+    pub(in crate::companion) fn adopt_opener(&self, opener: OpenerSocket) -> io::Result<()> {
+        let _held = self.held.lock();
+        let process = opener.process;
+        unless_gone(wire::send(
+            &**self.socket.read(),
+            &ToKeeper::AdoptOpener { process },
+            &[opener.socket.as_fd()],
+        ))
+    }
+
     /// How a keeper that takes the place of a dead one gets a connection to the opener.
     pub(in crate::companion) fn set_opener_control(
         &self,
