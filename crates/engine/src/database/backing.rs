@@ -210,10 +210,8 @@ impl Durable {
         for (path, file) in &self.files {
             file.sync_data().map_err(Error::io("backing.sync", path))?;
         }
-        if let Some(place) = &self.dir {
-            place
-                .sync_dir()
-                .map_err(Error::io("backing.sync_dir", place.path()))?;
+        if let (Some(place), Some((path, _))) = (&self.dir, self.files.first()) {
+            place.sync_dir().map_err(Error::io("backing.sync_dir", path))?;
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ pub(crate) mod edge;
 mod housekeeping;
 mod open;
 mod open_wal;
-mod repair;
+pub(crate) mod repair;
 mod resume;
 mod resume_wal;
 mod rollback;
@@ -225,7 +225,7 @@ impl Database {
             .shared
             .kernel()
             .open_locks(&self.name)
-            .map_err(Error::io("locks.open", &shm))?;
+            .map_err(Error::io("locks.open", self.shared.files.path().join(shm)))?;
         let mut cached = self.locks.lock();
         // Another thread may have opened them meanwhile, and holds what it locked there.
         if let Some(locks) = cached

@@ -63,12 +63,13 @@ impl Database {
     pub(crate) fn open(shared: Arc<Shared>, name: DbName, home: PathBuf) -> Result<Arc<Database>> {
         let mut backing = Backing::new(&shared.files, &name);
         // A daemon that was killed may have left it sealed.
-        let (files, path) = (shared.files.clone(), name.file(Side::Wal));
-        unseal_at(&files, &path).map_err(Error::io("wal.unseal", &path))?;
+        let (files, relative) = (shared.files.clone(), name.file(Side::Wal));
+        let path = backing.path(Side::Wal).to_owned();
+        unseal_at(&files, &relative).map_err(Error::io("wal.unseal", &path))?;
         let wal = backing.get(Side::Wal)?;
         let opened = Database::open_beside(shared, name, home, backing, wal.as_ref());
         // Nobody takes it out of the mount if that failed, or if it is not the WAL of a database that the log knows: clients may use it.
-        if let Err(error) = unseal_at(&files, &path) {
+        if let Err(error) = unseal_at(&files, &relative) {
             tracing::warn!(path = %path.display(), %error, "the WAL stays immutable: `chattr -i` frees it");
         }
         opened

@@ -117,7 +117,7 @@ impl Database {
         if let Some(wal) = state.backing.get(Side::Wal)? {
             state.wal.present = true;
             let path = state.backing.path(Side::Wal);
-            state.seal = Seal::found(&wal).map_err(Error::io("wal.seal", path))?;
+            state.seal = Seal::found(&wal, path).map_err(Error::io("wal.seal", path))?;
         }
         Ok(())
     }

@@ -65,7 +65,7 @@ impl State {
     pub(crate) fn seal_wal(&mut self) -> Result<()> {
         if let Some(wal) = self.backing.get(Side::Wal)? {
             let path = self.backing.path(Side::Wal);
-            let seal = Seal::put(&wal).map_err(Error::io("wal.seal", path))?;
+            let seal = Seal::put(&wal, path).map_err(Error::io("wal.seal", path))?;
             if let Some(before) = std::mem::replace(&mut self.seal, seal) {
                 before.leave();
             }

@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::tree::Tree;
 
@@ -20,28 +20,36 @@ const IMMUTABLE: libc::c_int = 0x10;
 pub(crate) struct Seal {
     /// `None` once it is broken or left.
     wal: Option<File>,
+    /// To be shown.
+    path: PathBuf,
 }
 
 impl Seal {
     /// Seals the WAL, which is open for writing; `None` where that is not possible.
-    pub(crate) fn put(wal: &File) -> io::Result<Option<Seal>> {
+    pub(crate) fn put(wal: &File, path: &Path) -> io::Result<Option<Seal>> {
+        // Before it is sealed: what cannot be had then leaves nothing sealed.
+        let value = Seal::of(wal, path)?;
         match seal(wal)? {
-            true => Seal::of(wal).map(Some),
-            false => Ok(None),
+            true => Ok(Some(value)),
+            false => {
+                value.leave();
+                Ok(None)
+            }
         }
     }
 
     /// The seal that an earlier process left.
-    pub(crate) fn found(wal: &File) -> io::Result<Option<Seal>> {
+    pub(crate) fn found(wal: &File, path: &Path) -> io::Result<Option<Seal>> {
         match is_sealed(wal)? {
-            true => Seal::of(wal).map(Some),
+            true => Seal::of(wal, path).map(Some),
             false => Ok(None),
         }
     }
 
-    fn of(wal: &File) -> io::Result<Seal> {
+    fn of(wal: &File, path: &Path) -> io::Result<Seal> {
         Ok(Seal {
             wal: Some(wal.try_clone()?),
+            path: path.to_owned(),
         })
     }
 
@@ -68,7 +76,7 @@ impl Drop for Seal {
         if let Some(wal) = &self.wal
             && let Err(error) = unseal(wal)
         {
-            tracing::error!(%error, "the WAL stays sealed");
+            tracing::error!(%error, path = %self.path.display(), "the WAL stays sealed");
         }
     }
 }
@@ -164,16 +172,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db-wal");
         let mut client = File::create(&path).unwrap();
-        let Some(seal) = Seal::put(&client).unwrap() else {
+        let Some(seal) = Seal::put(&client, &path).unwrap() else {
             return;
         };
         assert!(client.write(b"commit").is_err());
         drop(seal);
         assert!(client.write(b"commit").is_ok());
-        assert!(Seal::found(&client).unwrap().is_none());
-        Seal::put(&client).unwrap().unwrap().leave();
+        assert!(Seal::found(&client, &path).unwrap().is_none());
+        Seal::put(&client, &path).unwrap().unwrap().leave();
         assert!(client.write(b"commit").is_err());
-        let found = Seal::found(&client).unwrap();
+        let found = Seal::found(&client, &path).unwrap();
         assert!(found.unwrap().lift().is_ok());
         assert!(client.write(b"commit").is_ok());
     }
