@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
-    end_without_reader();
+    litefs_dev::binary::end_without_reader();
     litefs_dev::binary::announce_litefs_dev();
     match cli::Arguments::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -22,17 +22,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// A reader that has seen enough (`litefs-dev status | head -1`) ends a command as it ends others, without a word.
-fn end_without_reader() {
-    let tell = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        let message = panic.payload_as_str().unwrap_or_default();
-        use nix::libc::SIGPIPE;
-        if message.starts_with("failed printing to std") && message.contains("Broken pipe") {
-            std::process::exit(128 + SIGPIPE);
-        }
-        tell(panic);
-    }));
 }

@@ -11,7 +11,7 @@ use crate::status::{ClusterStatus, NodeRole};
 pub enum Condition {
     /// One primary, and all other running nodes follow it.
     Settled,
-    /// The node is the primary or has caught up with it.
+    /// The node is the primary or follows it.
     Joined { node: Station },
     /// The node has the role; without a node, some node has.
     Role { node: Option<Station>, role: NodeRole },

@@ -14,7 +14,6 @@ use crate::health::Health;
 use crate::layout;
 use crate::name::{DbName, Side};
 use crate::shared::Shared;
-use crate::writers::seal::unseal_at;
 
 /// Homes that could not be opened, by the name of their database.
 #[derive(Debug, Default)]
@@ -72,24 +71,8 @@ impl Damaged {
 
 /// Returns which files there were.
 fn set_aside(shared: &Shared, name: &DbName, home: &Home) -> Result<Vec<Side>> {
-    // What keeps a client of the WAL from writing keeps everybody from moving it.
-    let wal = name.file(Side::Wal);
-    unseal_at(&shared.files, &wal).map_err(Error::io("wal.unseal", wal))?;
-    let mut moved = Vec::new();
     // The home goes last: as long as it is in its place, a start finds the database damaged and goes on from there.
-    for side in Side::ALL {
-        let file = name.file(side);
-        let to = home.dir.join(format!("database{}", side.suffix()));
-        let renamed = shared
-            .files
-            .place(&file)
-            .and_then(|place| std::fs::rename(place.path(), &to));
-        match renamed {
-            Ok(()) => moved.push(side),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io("store.set_aside", file)(error)),
-        }
-    }
+    let moved = layout::move_database(&shared.files, name, &home.dir)?;
     let archive = layout::set_aside(&*shared.options.disk, &shared.dir, name, &home.dir)?;
     tracing::warn!(db = %name, archive = %archive.display(), "what this node had of the database is set aside");
     Ok(moved)

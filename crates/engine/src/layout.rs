@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::{Disk, OpenMode};
 use crate::error::{Error, Result};
-use crate::name::DbName;
+use crate::name::{DbName, Side};
+use crate::tree::Tree;
+use crate::writers::seal::unseal_at;
 
 /// File with the database's name, in its home.
 const NAME: &str = "name";
@@ -83,6 +85,29 @@ pub(crate) fn set_aside(disk: &dyn Disk, dir: &Path, name: &DbName, home: &Path)
     disk.sync_dir("store.set_aside.sync", &archive)?;
     disk.sync_dir("store.set_aside.sync", &databases(dir))?;
     Ok(to)
+}
+
+/// Moves the files of a database into another directory, as `database`, `database-wal` and so on; returns which there were. The main file
+/// goes last: without it nobody would look for the others.
+pub(crate) fn move_database(files: &Tree, name: &DbName, to: &Path) -> Result<Vec<Side>> {
+    let mut moved = Vec::new();
+    // What keeps a client of the WAL from writing keeps everybody from moving it.
+    unseal_at(files, &name.file(Side::Wal))
+        .map_err(Error::io("wal.unseal", name.file_in(files.path(), Side::Wal)))?;
+    for side in Side::ALL.into_iter().rev() {
+        let to = to.join(format!("database{}", side.suffix()));
+        let place = files.place(&name.file(side));
+        match place.and_then(|place| std::fs::rename(place.path(), &to)) {
+            Ok(()) => moved.push(side),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(Error::io("store.set_aside", name.file_in(files.path(), side))(
+                    error,
+                ));
+            }
+        }
+    }
+    Ok(moved)
 }
 
 /// Refuses the data directory of a LiteFS 0.5: this one would start empty beside it.

@@ -49,7 +49,10 @@ fn look(shared: &Shared, name: &DbName) -> Result<Option<Metadata>> {
         Err(error) if error.raw_os_error() == Some(libc::ELOOP) => Err(Error::Invalid(format!(
             "a directory on the way to {name} is a symbolic link on this node, and no database is written through one: remove it"
         ))),
-        Err(error) => Err(Error::io("store.stat", main)(error)),
+        Err(error) => Err(Error::io(
+            "store.stat",
+            name.file_in(shared.files.path(), Side::Database),
+        )(error)),
     }
 }
 
@@ -58,20 +61,9 @@ fn set_aside(shared: &Shared, name: &DbName) -> Result<PathBuf> {
     let archive = free(&layout::archive(&shared.dir, name));
     let disk = &*shared.options.disk;
     disk.create_dir_all("store.set_aside.mkdir", &archive)?;
-    // The main file goes last: without it nobody would look for the others.
-    for side in Side::ALL.into_iter().rev() {
-        let to = archive.join(format!("database{}", side.suffix()));
-        let file = name.file(side);
-        let place = shared.files.place(&file);
-        match place.and_then(|place| std::fs::rename(place.path(), &to)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io("store.set_aside", file)(error));
-            }
-            Ok(()) | Err(_) => {}
-        }
-    }
+    let moved = layout::move_database(&shared.files, name, &archive)?;
     disk.sync_dir("store.set_aside.sync", &archive)?;
-    for side in Side::ALL {
+    for side in moved {
         shared.kernel().invalidate_entry(name, side);
     }
     Ok(archive)

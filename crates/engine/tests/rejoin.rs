@@ -161,19 +161,25 @@ enum Behind {
     AppliedAnew,
 }
 
+/// A primary and a node that follows it, with a client each. No client of the second checkpoints.
+fn followed_in_wal_mode() -> ((Node, Client), (Node, Client)) {
+    let source = Node::primary();
+    let primary = source.mount();
+    primary.exec("PRAGMA journal_mode=WAL; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
+    primary.exec(ROWS);
+    let node = Node::new();
+    replicate(&source, &node);
+    let client = node.mount();
+    client.exec("PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0");
+    ((source, primary), (node, client))
+}
+
 /// With everything that served the node the fence is gone, and a client with a handle of its own on the WAL commits behind a log that is
 /// ahead of the files. The client is one that was never fenced.
 #[test]
 fn what_clients_commit_where_the_log_is_ahead_of_the_files_is_archived() {
     for behind in [Behind::Received, Behind::Applied, Behind::AppliedAnew] {
-        let source = Node::primary();
-        let primary = source.mount();
-        primary.exec("PRAGMA journal_mode=WAL; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
-        primary.exec(ROWS);
-        let node = Node::new();
-        replicate(&source, &node);
-        let client = node.mount();
-        client.exec("PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0");
+        let ((source, primary), (node, client)) = followed_in_wal_mode();
         assert_eq!(count(&client), 60);
         if let Behind::AppliedAnew = behind {
             checkpoint(&node.connect(), "RESTART");
@@ -229,14 +235,7 @@ fn what_clients_commit_where_the_log_is_ahead_of_the_files_is_archived() {
 /// have: a reader has kept checkpoints out.
 #[test]
 fn strays_do_not_hide_what_the_wal_had_before_them() {
-    let source = Node::primary();
-    let primary = source.mount();
-    primary.exec("PRAGMA journal_mode=WAL; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
-    primary.exec(ROWS);
-    let node = Node::new();
-    replicate(&source, &node);
-    let client = node.mount();
-    client.exec("PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0");
+    let ((source, primary), (node, client)) = followed_in_wal_mode();
     let reader = node.mount();
     reader.exec("BEGIN");
     assert_eq!(count(&reader), 60);

@@ -381,14 +381,20 @@ fn a_record_that_clients_kept_waiting_is_applied_by_the_successor() {
     same(&source, &node);
 }
 
-#[test]
-fn a_fence_has_no_gap() {
+/// A former primary with its client, and the primary after it.
+fn succeeded() -> (Node, Node, Client) {
     let (node, client) = primary(Coherence::Passthrough, NORMAL);
     client.exec(ROWS);
     let new = Node::new();
     same(&node, &new);
     node.store.set_role(Role::Replica).unwrap();
     new.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+    (node, new, client)
+}
+
+#[test]
+fn a_fence_has_no_gap() {
+    let (node, new, client) = succeeded();
     let over = Arc::new(AtomicBool::new(false));
     let stop = over.clone();
     let writer = std::thread::spawn(move || {
@@ -450,12 +456,7 @@ fn a_demotion_that_was_cut_off_is_completed_before_another_primary_is_heard() {
 /// Opener and daemon of a former primary die together: what clients commit before the next daemon has fenced them is not thrown away.
 #[test]
 fn a_fence_that_ended_with_the_opener_is_renewed() {
-    let (node, client) = primary(Coherence::Passthrough, NORMAL);
-    client.exec(ROWS);
-    let new = Node::new();
-    same(&node, &new);
-    node.store.set_role(Role::Replica).unwrap();
-    new.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+    let (node, new, client) = succeeded();
     client
         .try_exec("INSERT INTO t VALUES(100, 'unheard')")
         .unwrap_err();

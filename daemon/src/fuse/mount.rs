@@ -143,10 +143,9 @@ pub(crate) fn attach(path: &Path, allow_other: bool) -> Result<Attached, MountEr
 
 /// Says what cannot be seen while the mount is there.
 fn tell_covered(path: &Path) {
-    let entries = fs::read_dir(path).map_or(0, Iterator::count);
-    if entries > 0 {
+    if fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
         tracing::warn!(
-            path = %path.display(), entries,
+            path = %path.display(),
             "the directory below the mount point is not empty: what it holds is hidden, and is not in the mount"
         );
     }

@@ -49,6 +49,7 @@ enum What {
 }
 
 fn main() -> ExitCode {
+    litefs_dev::binary::end_without_reader();
     match bench(&Args::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

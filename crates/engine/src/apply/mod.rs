@@ -31,6 +31,7 @@ use sqlite_format::wal_index::lock as wal_lock;
 
 use crate::database::Database;
 use crate::database::backing::Content;
+use crate::database::repair::uncommitted;
 use crate::database::scratch::{Applying, Method};
 use crate::database::state::State;
 use crate::error::{Error, Result};
@@ -372,7 +373,7 @@ impl Database {
             && !state.scratch.dirty().is_clean()
             && !state.backing.journal_is_hot()?
         {
-            match self.first_difference(&mut state)? {
+            match uncommitted(&mut state)?.first() {
                 None => state.scratch.settle(),
                 Some(pgno) => {
                     let reason = format!("page {pgno} was written while this node was no primary any more");

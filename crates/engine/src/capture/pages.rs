@@ -121,25 +121,4 @@ impl Database {
         draft.finish(state)?;
         Ok(())
     }
-
-    /// The first of the pages that were written which is not what the last transaction left.
-    pub(crate) fn first_difference(&self, state: &mut State) -> Result<Option<Pgno>> {
-        let Some(page_size) = state.page_size() else {
-            return Ok(None);
-        };
-        let pages: Vec<u32> = match state.scratch.dirty() {
-            Dirty::Pages(pages) => pages.iter().copied().collect(),
-            Dirty::All => (1..=state.commit).collect(),
-        };
-        let mut scan = Scan::new(state, page_size, pages.len() as u32)?;
-        for pgno in pages.into_iter().filter_map(Pgno::new) {
-            if pgno.get() > state.commit || pgno == page_size.lock_page() {
-                continue;
-            }
-            if state.table.get(pgno) != Some(scan.page(state, pgno)?.checksum) {
-                return Ok(Some(pgno));
-            }
-        }
-        Ok(None)
-    }
 }

@@ -230,8 +230,20 @@ impl Database {
     }
 }
 
+/// The pages that clients have written which are not what the last transaction left.
+pub(crate) fn uncommitted(state: &mut State) -> Result<BTreeSet<u32>> {
+    let Some(page_size) = state.page_size() else {
+        return Ok(BTreeSet::new());
+    };
+    let written: Vec<u32> = match state.scratch.dirty() {
+        Dirty::Pages(pages) => pages.iter().copied().collect(),
+        Dirty::All => (1..=state.commit).collect(),
+    };
+    differing(state, page_size, written)
+}
+
 /// The pages of the database that are not what the last transaction left. Pages beyond its end are passed over.
-pub(super) fn differing(
+fn differing(
     state: &mut State,
     page_size: PageSize,
     candidates: impl IntoIterator<Item = u32>,

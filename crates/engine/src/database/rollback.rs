@@ -6,8 +6,7 @@ use std::collections::BTreeSet;
 use sqlite_format::{PageSize, Pgno, freelist};
 
 use super::Database;
-use super::repair::{Sources, Touched, differing};
-use super::scratch::Dirty;
+use super::repair::{Sources, Touched, uncommitted};
 use super::state::State;
 use crate::error::{Error, Result};
 use crate::name::Side;
@@ -26,11 +25,7 @@ impl Database {
         let Some(page_size) = state.page_size() else {
             return Ok(());
         };
-        let written = match state.scratch.dirty() {
-            Dirty::Pages(pages) => pages.iter().copied().collect::<Vec<u32>>(),
-            Dirty::All => (1..=state.commit).collect(),
-        };
-        let wrong = differing(&mut state, page_size, written)?;
+        let wrong = uncommitted(&mut state)?;
         if !wrong.is_empty() {
             if !are_free(&mut state, page_size, &wrong)? {
                 self.health.check_usable()?;
