@@ -2,10 +2,13 @@
 
 mod mount_support;
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::Duration;
 
-use mount_support::{MODES, Rig, check, count, eventually};
+use engine::{LockFiles, OfdLocks, Side};
+use mount_support::{MODES, Mode, Rig, check, count, eventually};
 use rusqlite::{Connection, ffi};
 
 #[test]
@@ -306,6 +309,86 @@ fn reading_the_main_file_of_a_replica_costs_no_request() {
             // The daemon itself opens a file now and then to look at its locks.
             assert!(counts.total() <= 10, "{journal} {mode:?}: {counts:?}");
         }
+        rig.stop();
+    }
+}
+
+/// Locks of SQLite's wal-index.
+const WAL_WRITE: u64 = 120;
+const DMS: u64 = 128;
+
+/// A client between two calls of its first access to a database in WAL mode: the WAL is open, and the wal-index is not.
+struct Connecting {
+    main: File,
+    wal: File,
+}
+
+impl Connecting {
+    fn to(rig: &Rig, name: &str) -> Connecting {
+        Connecting {
+            main: read_and_write(rig, name),
+            wal: read_and_write(rig, &format!("{name}-wal")),
+        }
+    }
+
+    /// Goes on as SQLite does, up to its commit frame: as the first one it has the wal-index for itself, then it asks for WAL_WRITE. Whether
+    /// it has written the WAL then.
+    fn commits(self, shm: &Path) -> bool {
+        let shm = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(shm)
+            .unwrap();
+        let locks = OfdLocks::new(self.main, shm).unwrap();
+        if locks.try_lock(Side::Shm, DMS, 1, true).unwrap() {
+            locks.try_lock(Side::Shm, DMS, 1, false).unwrap();
+        }
+        locks.try_lock(Side::Shm, WAL_WRITE, 1, true).unwrap() && self.wal.write_all_at(b"frame", 0).is_ok()
+    }
+}
+
+fn read_and_write(rig: &Rig, name: &str) -> File {
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(rig.path(name))
+        .unwrap()
+}
+
+/// Its WAL was opened for writing past the daemon, and it holds no lock by which it could be known.
+#[test]
+fn who_was_about_to_connect_when_the_time_as_primary_ended_commits_nothing() {
+    let mut rig = Rig::start(Mode::K);
+    prepare(&rig, "a.db", "wal");
+    prepare(&rig, "b.db", "wal");
+    let (first, second) = (Connecting::to(&rig, "a.db"), Connecting::to(&rig, "a.db"));
+    let third = Connecting::to(&rig, "a.db");
+    assert_eq!(rig.ask("role replica"), "ok");
+    let shm = rig.path("a.db-shm");
+    assert!(!first.commits(&shm));
+    assert_eq!(rig.ask("receive b.db a.db"), "ok");
+    assert!(!second.commits(&shm));
+    assert_eq!(rig.ask("role primary"), "ok");
+    assert!(third.commits(&shm), "it may, and has nothing to lose");
+    rig.stop();
+}
+
+/// As above, where the time as primary ends with its daemon: the client waits for an answer that the next one gives.
+#[test]
+fn who_was_about_to_connect_when_its_daemon_died_commits_nothing_to_a_replica() {
+    for _ in 0..10 {
+        let mut rig = Rig::start(Mode::K);
+        prepare(&rig, "a.db", "wal");
+        let client = Connecting::to(&rig, "a.db");
+        rig.kill();
+        let shm = rig.path("a.db-shm");
+        let connecting = std::thread::spawn(move || client.commits(&shm));
+        rig.restart_as_replica();
+        assert!(!connecting.join().unwrap(), "a commit that no other node has");
         rig.stop();
     }
 }

@@ -54,6 +54,9 @@ pub trait Kernel: Send + Sync {
     /// Descriptors that were opened for the process that this one takes over from, which may hold locks through them. Opens nothing and
     /// asks nothing of the mount: it is called before the first request is answered.
     fn kept_locks(&self, db: &DbName) -> io::Result<Option<Arc<dyn LockFiles>>>;
+    /// Whether a client has the WAL open in such a way that what it writes there passes the daemon by, connected or about to be. Waits for
+    /// nothing.
+    fn writes_pass_by(&self, db: &DbName) -> bool;
     /// Puts bytes into the kernel's page cache and extends the cached size; where the kernel reads the backing file itself it forgets the
     /// size that it remembers. Nothing happens for files it does not know.
     fn store(&self, db: &DbName, side: Side, offset: u64, data: &[u8]);
@@ -83,6 +86,8 @@ pub trait LockFiles: Send + Sync {
     fn try_lock(&self, side: Side, start: u64, len: u64, exclusive: bool) -> io::Result<bool>;
     /// Releases what [`LockFiles::try_lock`] took.
     fn unlock(&self, side: Side, start: u64, len: u64) -> io::Result<()>;
+    /// Whether the `-shm` is open, so that to lock it asks nothing of the mount.
+    fn has_shm(&self) -> bool;
     /// Inode number of the `-shm` that is locked, to notice that clients replaced it.
     fn shm_inode(&self) -> u64;
     /// Reads the beginning of the `-shm` as clients see it; fewer bytes if it is shorter. Through the mount this may take a
@@ -177,6 +182,10 @@ impl LockFiles for OfdLocks {
         )
     }
 
+    fn has_shm(&self) -> bool {
+        true
+    }
+
     fn shm_inode(&self) -> u64 {
         self.shm_inode
     }
@@ -223,6 +232,11 @@ impl Kernel for Direct {
     /// Descriptors of a plain directory end with the process that opened them, and their locks with it.
     fn kept_locks(&self, _: &DbName) -> io::Result<Option<Arc<dyn LockFiles>>> {
         Ok(None)
+    }
+
+    /// Whoever has files open here is known by its locks alone.
+    fn writes_pass_by(&self, _: &DbName) -> bool {
+        false
     }
 
     fn store(&self, _: &DbName, _: Side, _: u64, _: &[u8]) {}

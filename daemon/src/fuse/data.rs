@@ -186,16 +186,17 @@ impl Edge {
         caller: Caller,
     ) -> Answer<Opened> {
         let part = node.part();
+        let side = part.as_ref().map(|(_, side)| *side);
+        let is_opener = self.companion.is_opener(caller.pid);
         let Admission {
             transfer,
             backing,
             keep_cache,
-        } = node
-            .open_handle(self.transfer(part.as_ref()), born, || self.connection.back(&file))
+            writes_past,
+        } = self
+            .admit_as_now(&node, part.as_ref(), &file, (born, writable && !is_opener))
             // The kernel looks the name up again.
             .ok_or(Errno::ESTALE)?;
-        let side = part.as_ref().map(|(_, side)| *side);
-        let is_opener = self.companion.is_opener(caller.pid);
         if side == Some(Side::Shm) && transfer == Transfer::Passthrough && !is_opener {
             self.shm_keeper.opened(&node);
         }
@@ -222,10 +223,30 @@ impl Edge {
             ours: is_opener,
         };
         Ok(Opened {
-            number: self.handles.insert_file(node, file, writable, &opening),
+            number: self
+                .handles
+                .insert_file(node, file, (writable, writes_past), &opening),
             flags,
             backing,
         })
+    }
+
+    /// Admits a handle by what holds when it counts: who ends the time as primary sees it, or it sees that the time has ended.
+    fn admit_as_now(
+        &self,
+        node: &Node,
+        part: Option<&Part>,
+        file: &File,
+        (born, writes): (bool, bool),
+    ) -> Option<Admission> {
+        loop {
+            let wanted = self.transfer(part);
+            let admission = node.open_handle(wanted, (born, writes), || self.connection.back(file))?;
+            if !admission.writes_past || self.transfer(part) == wanted {
+                return Some(admission);
+            }
+            node.close_handle(true);
+        }
     }
 
     fn open_virtual(&self, id: u64, write: bool, caller: Caller) -> Answer<Opened> {
@@ -358,7 +379,7 @@ impl Edge {
         if let Err(error) = self.settle_writes(open, true) {
             tracing::warn!(path = %String::from_utf8_lossy(&open.node.path()), %error, "close of a database file");
         }
-        if open.node.close_handle() {
+        if open.node.close_handle(open.writes_past) {
             self.bury(&open.node);
         }
     }

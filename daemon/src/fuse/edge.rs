@@ -110,7 +110,7 @@ impl Edge {
         if let Some(handle) = self.handles.remove(past.handle)
             && let Handle::File(open) = &*handle
         {
-            open.node.close_handle();
+            open.node.close_handle(open.writes_past);
         }
         if past.entered != 0 {
             self.forget(past.entered, 1);

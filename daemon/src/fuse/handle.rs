@@ -26,6 +26,8 @@ pub(crate) struct OpenFile {
     writing: OnceLock<File>,
     access: Access,
     pub(crate) writable: bool,
+    /// A client writes through it, and no request says so.
+    pub(crate) writes_past: bool,
     wrote: Wrote,
 }
 
@@ -112,7 +114,13 @@ impl Handles {
         }
     }
 
-    pub(crate) fn insert_file(&self, node: Arc<Node>, file: File, writable: bool, opening: &Opening) -> u64 {
+    pub(crate) fn insert_file(
+        &self,
+        node: Arc<Node>,
+        file: File,
+        (writable, writes_past): (bool, bool),
+        opening: &Opening,
+    ) -> u64 {
         let (number, slot) = self.note(node.id(), writable, opening);
         let wrote = Wrote {
             flag: AtomicBool::new(false),
@@ -125,6 +133,7 @@ impl Handles {
             writing: OnceLock::new(),
             access: Access::AsAsked,
             writable,
+            writes_past,
             wrote,
         };
         self.open
@@ -163,12 +172,18 @@ impl Handles {
     /// A handle that the kernel has from an earlier process. `file`: none for a virtual file.
     pub(crate) fn restore(&self, slot: HandleSlot, entry: &HandleEntry, handle: Restored) {
         let handle = match handle {
-            Restored::File(node, file, access) => Handle::File(OpenFile {
+            Restored::File {
+                node,
+                file,
+                access,
+                writes_past,
+            } => Handle::File(OpenFile {
                 node,
                 file,
                 writing: OnceLock::new(),
                 access,
                 writable: entry.writable,
+                writes_past,
                 wrote: Wrote {
                     flag: AtomicBool::new(entry.wrote),
                     ledger: self.ledger.clone(),
@@ -204,6 +219,11 @@ impl Handles {
 
 /// What a handle of an earlier process stands for.
 pub(crate) enum Restored {
-    File(Arc<Node>, File, Access),
+    File {
+        node: Arc<Node>,
+        file: File,
+        access: Access,
+        writes_past: bool,
+    },
     Virtual(Virtual),
 }

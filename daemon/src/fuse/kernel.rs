@@ -147,6 +147,12 @@ impl Kernel for MountKernel {
         Ok(Some(locks))
     }
 
+    fn writes_pass_by(&self, db: &DbName) -> bool {
+        let wal = inode_at(&db.file_in(&self.edge.files_dir, Side::Wal));
+        wal.and_then(|inode| self.edge.table.by_inode(inode))
+            .is_some_and(|node| node.is_written_past())
+    }
+
     fn store(&self, db: &DbName, side: Side, offset: u64, data: &[u8]) {
         let Some((id, passthrough)) = self.known(db, side) else {
             return;
@@ -346,6 +352,10 @@ impl LockFiles for MountLocks {
             Some(file) => file.read_at(buf, 0),
             None => Ok(0),
         }
+    }
+
+    fn has_shm(&self) -> bool {
+        self.open_file(Side::Shm).is_some()
     }
 
     fn shm_inode(&self) -> u64 {

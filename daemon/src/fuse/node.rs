@@ -62,6 +62,8 @@ pub(crate) enum Transfer {
 #[derive(Default)]
 struct Opens {
     handles: usize,
+    /// Of these, the ones through which clients write past the daemon.
+    writing_past: usize,
     passthrough: bool,
     backing: Option<BackingFile>,
     /// The file changed beside the page cache: what the kernel cached before is worth nothing.
@@ -102,6 +104,15 @@ pub(crate) struct Admission {
     /// The kernel's number for the backing file of a passthrough handle.
     pub(crate) backing: Option<u32>,
     pub(crate) keep_cache: bool,
+    /// A client writes through it, and the daemon does not hear of that.
+    pub(crate) writes_past: bool,
+}
+
+/// How a handle from an earlier daemon was admitted again.
+pub(crate) struct Readmission {
+    /// The keeper is to be given a descriptor of the inode.
+    pub(crate) keep: bool,
+    pub(crate) writes_past: bool,
 }
 
 impl Opens {
@@ -225,12 +236,12 @@ impl Node {
     }
 
     /// Admits one more handle. `wanted` is how this handle would be open if it were the only one; `register` makes a backing id.
-    /// Falls back to the page cache when the kernel refuses a backing id and no other handle is open. `born`: the handle created the file.
-    /// `None`: the file is not there any more.
+    /// Falls back to the page cache when the kernel refuses a backing id and no other handle is open. `born`: the handle created the file;
+    /// `writes`: a client may write through it. `None`: the file is not there any more.
     pub(crate) fn open_handle(
         &self,
         wanted: Transfer,
-        born: bool,
+        (born, writes): (bool, bool),
         register: impl FnOnce() -> io::Result<BackingFile>,
     ) -> Option<Admission> {
         let mut opens = self.opens.lock();
@@ -267,28 +278,35 @@ impl Node {
             .filter(|_| opens.passthrough)
             .map(BackingFile::id);
         let passthrough = opens.passthrough;
+        let writes_past = writes && transfer == Transfer::Passthrough;
+        opens.writing_past += usize::from(writes_past);
         let keep_cache = !std::mem::replace(&mut opens.cache_is_stale, passthrough);
         self.note(&opens);
         Some(Admission {
             transfer,
             backing,
             keep_cache: keep_cache && transfer == Transfer::Cached,
+            writes_past,
         })
     }
 
-    /// A handle that the kernel has from an earlier daemon.
-    ///
-    /// Returns whether the keeper is to be given a descriptor of the inode.
-    pub(crate) fn restore_handle(&self) -> bool {
+    /// A handle that the kernel has from an earlier daemon. `writes`: a client may write through it.
+    pub(crate) fn restore_handle(&self, writes: bool) -> Readmission {
         let mut opens = self.opens.lock();
         opens.handles += 1;
-        opens.wants_keeping()
+        let writes_past = writes && opens.passthrough;
+        opens.writing_past += usize::from(writes_past);
+        Readmission {
+            keep: opens.wants_keeping(),
+            writes_past,
+        }
     }
 
     /// One handle less. Returns whether it was the last one of a file that may not become what it was created for.
-    pub(crate) fn close_handle(&self) -> bool {
+    pub(crate) fn close_handle(&self, writes_past: bool) -> bool {
         let mut opens = self.opens.lock();
         opens.handles = opens.handles.saturating_sub(1);
+        opens.writing_past = opens.writing_past.saturating_sub(usize::from(writes_past));
         if opens.handles > 0 {
             return false;
         }
@@ -325,6 +343,11 @@ impl Node {
 
     pub(crate) fn is_open(&self) -> bool {
         self.opens.lock().handles > 0
+    }
+
+    /// Whether a client has it open for writing past the daemon.
+    pub(crate) fn is_written_past(&self) -> bool {
+        self.opens.lock().writing_past > 0
     }
 
     /// Whether clients reach the backing file's own page cache, so that nothing needs to be stored or invalidated for them.

@@ -158,11 +158,17 @@ impl Edge {
         }
         let node = self.table.get(entry.node).ok_or(io::ErrorKind::NotFound)?;
         let (file, access) = reopen(node.fd(), entry.writable)?;
-        if node.restore_handle() {
+        let admitted = node.restore_handle(entry.writable && !entry.ours);
+        if admitted.keep {
             self.keep(&node);
         }
-        self.handles
-            .restore(slot, entry, Restored::File(node.clone(), file, access));
+        let restored = Restored::File {
+            node: node.clone(),
+            file,
+            access,
+            writes_past: admitted.writes_past,
+        };
+        self.handles.restore(slot, entry, restored);
         let Some((name, side)) = node.part() else {
             return Ok(());
         };

@@ -38,6 +38,9 @@ pub enum Mode {
 
 pub const MODES: [Mode; 2] = [Mode::K, Mode::D];
 
+/// In the rig's directory: its daemons follow a primary elsewhere.
+const FOLLOWS: &str = "follows";
+
 /// A served mount.
 pub struct Rig {
     dir: TempDir,
@@ -154,6 +157,12 @@ impl Rig {
     /// Starts another daemon on the same data and mount point.
     pub fn restart(&mut self) {
         self.daemon = Daemon::spawn(self.dir.path(), self.mode, self.takeover_timeout, self.resend);
+    }
+
+    /// As [`Rig::restart`], with a daemon that follows a primary elsewhere, from here on.
+    pub fn restart_as_replica(&mut self) {
+        std::fs::write(self.dir.path().join(FOLLOWS), "").unwrap();
+        self.restart();
     }
 
     pub fn stop(mut self) {
@@ -297,13 +306,16 @@ pub fn serve_if_daemon() {
         seal: true,
         ..StoreOptions::default()
     };
-    let primary = Role::Primary { epoch: 1 };
+    let role = match Path::new(FOLLOWS).exists() {
+        true => Role::Replica,
+        false => Role::Primary { epoch: 1 },
+    };
     let store = match keeper.has_clients() {
-        true => Store::resume(&data, options, primary).unwrap(),
+        true => Store::resume(&data, options, role).unwrap(),
         false => {
             companion.settled();
             let store = Store::open(&data, options).unwrap();
-            store.set_role(primary).unwrap();
+            store.set_role(role).unwrap();
             store
         }
     };

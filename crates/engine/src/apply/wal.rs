@@ -76,8 +76,8 @@ impl Writer {
         if !Arc::ptr_eq(&db.locks()?, &locks) {
             return Err(db.busy("a wal-index that is being replaced"));
         }
-        // Who connects next builds the wal-index from the WAL.
-        let alone = try_lock(Side::Shm, lock::DMS, 1, true)?;
+        // Who connects next builds the wal-index from the WAL, under the fence if it may write past the daemon.
+        let alone = !db.writes_pass_by() && try_lock(Side::Shm, lock::DMS, 1, true)?;
         if alone {
             // Nobody is left whom the fence could keep from writing.
             db.enter(Input::Alone);

@@ -48,30 +48,43 @@ impl Database {
             let state = self.state.lock();
             (state.scratch.clients(), state.scratch.applying())
         };
+        let has_shm = kept.as_ref().is_some_and(|locks| locks.has_shm());
+        if clients == Clients::Fenced && !has_shm && !self.shared.is_primary() {
+            // The fence ended with the opener.
+            self.unfinished_primary.store(true, Ordering::Release);
+        }
         let Some(locks) = kept else {
-            if clients == Clients::Fenced && !self.shared.is_primary() {
-                // The fence ended with the opener.
-                self.unfinished_primary.store(true, Ordering::Release);
-            }
-            return Ok(());
+            return self.hold_off_awaited();
         };
         *self.locks.lock() = Some(locks.clone());
         let fenced = match clients {
             Clients::Refused => false,
             Clients::Write | Clients::Fenced => !self.shared.is_primary(),
         };
-        if fenced || self.is_closed() {
+        if has_shm && (fenced || self.is_closed()) {
             // Who holds out is fenced by the settler, when he has let go.
             match self.try_fence(&locks)? {
                 Probe::Nobody | Probe::Taken => {}
                 Probe::Busy => self.enter(Input::HeldOut),
             }
         }
+        self.hold_off_awaited()?;
         *self.inherited.lock() = Some(Inherited(locks.clone()));
         match applying {
             None => self.release_inherited(),
             Some(applying) => self.keep_readers_out(locks, applying),
         }
+    }
+
+    /// A client that opened the WAL and was waiting for the wal-index when the process before died is answered next. There is nothing yet
+    /// to fence it with, so the WAL is sealed until there is.
+    fn hold_off_awaited(&self) -> Result<()> {
+        if self.shared.is_primary() || self.writers.is_fenced() || !self.writes_pass_by() {
+            return Ok(());
+        }
+        self.cut_off()?;
+        self.enter(Input::HeldOut);
+        Ok(())
     }
 
     /// A record is half written to the main file: nobody reads it before it is written as a whole.

@@ -75,7 +75,7 @@ impl Database {
         let (has_wal, written) = {
             let mut state = self.state.lock();
             let has_wal = state.backing.get(Side::Wal)?.is_some();
-            let connected = has_wal && state.backing.get(Side::Shm)?.is_some();
+            let connected = has_wal && (state.backing.get(Side::Shm)?.is_some() || self.writes_pass_by());
             let written = connected || !state.scratch.dirty().is_clean();
             if !(written || has_wal) || state.backing.get(Side::Database)?.is_none() {
                 self.capture_wal(&mut state, Until::Index)?;
@@ -134,7 +134,8 @@ impl Database {
 
     /// One attempt to fence.
     pub(crate) fn try_fence(&self, locks: &Arc<dyn LockFiles>) -> Result<Probe> {
-        let attempt = Fence::attempt(locks).map_err(Error::io("wal.fence", self.name.file(Side::Shm)))?;
+        let attempt = Fence::attempt(locks, self.writes_pass_by())
+            .map_err(Error::io("wal.fence", self.name.file(Side::Shm)))?;
         Ok(match attempt {
             Attempt::Unconnected => {
                 self.enter(Input::Unconnected);
@@ -181,8 +182,10 @@ impl Database {
 
     /// As [`Database::keep_fence`], by who has the turn to apply.
     pub(crate) fn renew_fence(&self) -> Result<bool> {
-        let Some(locks) = self.cached_locks() else {
-            return Ok(false);
+        let locks = match self.cached_locks() {
+            Some(locks) => locks,
+            None if self.writers.is_held_off() => self.locks()?,
+            None => return Ok(false),
         };
         if self.writers.is_held_off() && !self.fence_late(&locks)? {
             return Ok(true);
@@ -200,7 +203,8 @@ impl Database {
     /// Fences a client that held out. `false` if it still does.
     fn fence_late(&self, locks: &Arc<dyn LockFiles>) -> Result<bool> {
         let connected = locks.locked(Side::Shm, lock::DMS);
-        if connected.map_err(Error::io("wal.fence", self.name.file(Side::Shm)))? && !self.index_is_valid()? {
+        let connected = connected.map_err(Error::io("wal.fence", self.name.file(Side::Shm)))?;
+        if (connected || self.writes_pass_by()) && !self.index_is_valid()? {
             return Ok(false);
         }
         if self.try_fence(locks)? == Probe::Busy {
@@ -215,10 +219,13 @@ impl Database {
 
     /// Whether the fence stays.
     fn lift_needless_fence(&self, locks: &dyn LockFiles) -> Result<bool> {
-        let alone = locks.try_lock(Side::Shm, lock::DMS, 1, true);
-        if alone.map_err(Error::io("wal.unfence", self.name.file(Side::Shm)))? {
-            self.enter(Input::Alone);
-            return Ok(false);
+        // Who has the WAL open has yet to connect, and needs DMS for that.
+        if !self.writes_pass_by() {
+            let alone = locks.try_lock(Side::Shm, lock::DMS, 1, true);
+            if alone.map_err(Error::io("wal.unfence", self.name.file(Side::Shm)))? {
+                self.enter(Input::Alone);
+                return Ok(false);
+            }
         }
         if !self.index_is_valid()? {
             // Clients need WAL_WRITE to build it anew. Meanwhile nothing but the seal keeps them from committing.
@@ -247,6 +254,11 @@ impl Database {
             Probe::Taken => Found::Later,
             Probe::Busy => Found::Pending,
         })
+    }
+
+    /// Whether a client from the time as primary has the WAL open and may write there, also if it holds no lock yet.
+    pub(crate) fn writes_pass_by(&self) -> bool {
+        self.shared.kernel().writes_pass_by(&self.name)
     }
 
     /// Whether clients that connect can use the wal-index as it is: if its writer died in the middle, they need WAL_WRITE.

@@ -30,10 +30,11 @@ impl Fence {
         Fence { locks: Some(locks) }
     }
 
-    /// Only connections from before can write past the daemon. Without any, the lock would but keep the first new one
-    /// from building its wal-index. With some, DMS keeps the wal-index that they have.
-    pub(crate) fn attempt(locks: &Arc<dyn LockFiles>) -> io::Result<Attempt> {
-        if !locks.locked(Side::Shm, lock::DMS)? {
+    /// Only clients from before can write past the daemon. Without any, the lock would but keep the first new one
+    /// from building its wal-index. With some, DMS keeps the wal-index that they have. `awaited`: one has the WAL open, and may be about to
+    /// connect.
+    pub(crate) fn attempt(locks: &Arc<dyn LockFiles>, awaited: bool) -> io::Result<Attempt> {
+        if !awaited && !locks.locked(Side::Shm, lock::DMS)? {
             return Ok(Attempt::Unconnected);
         }
         if !locks.try_lock(Side::Shm, lock::WRITE, 1, true)? {
@@ -91,9 +92,12 @@ mod tests {
     fn locks_last_as_long_as_the_guard() {
         let dir = tempfile::tempdir().unwrap();
         let (own, client) = (files(dir.path()), files(dir.path()));
-        assert!(matches!(Fence::attempt(&own).unwrap(), Attempt::Unconnected));
+        assert!(matches!(
+            Fence::attempt(&own, false).unwrap(),
+            Attempt::Unconnected
+        ));
         assert!(client.try_lock(Side::Shm, lock::DMS, 1, false).unwrap());
-        let Attempt::Taken(fence) = Fence::attempt(&own).unwrap() else {
+        let Attempt::Taken(fence) = Fence::attempt(&own, false).unwrap() else {
             panic!("nobody is in the way");
         };
         assert!(is_fenced(&*client) && fence.is_on(&own) && !fence.is_on(&client));
@@ -104,14 +108,26 @@ mod tests {
     }
 
     #[test]
+    fn who_is_about_to_connect_finds_the_fence() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, client) = (files(dir.path()), files(dir.path()));
+        let Attempt::Taken(_fence) = Fence::attempt(&own, true).unwrap() else {
+            panic!("nobody is in the way");
+        };
+        assert!(is_fenced(&*client));
+        let first = client.try_lock(Side::Shm, lock::DMS, 1, true).unwrap();
+        assert!(!first, "it must not empty the wal-index");
+    }
+
+    #[test]
     fn a_busy_writer_leaves_nothing_locked() {
         let dir = tempfile::tempdir().unwrap();
         let (own, client) = (files(dir.path()), files(dir.path()));
         assert!(client.try_lock(Side::Shm, lock::DMS, 1, true).unwrap());
-        assert!(matches!(Fence::attempt(&own).unwrap(), Attempt::Busy));
+        assert!(matches!(Fence::attempt(&own, false).unwrap(), Attempt::Busy));
         assert!(!is_fenced(&*client));
         assert!(client.try_lock(Side::Shm, lock::WRITE, 1, true).unwrap());
-        assert!(matches!(Fence::attempt(&own).unwrap(), Attempt::Busy));
+        assert!(matches!(Fence::attempt(&own, false).unwrap(), Attempt::Busy));
     }
 
     #[test]
@@ -119,7 +135,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (own, client) = (files(dir.path()), files(dir.path()));
         assert!(client.try_lock(Side::Shm, lock::DMS, 1, false).unwrap());
-        let Attempt::Taken(fence) = Fence::attempt(&own).unwrap() else {
+        let Attempt::Taken(fence) = Fence::attempt(&own, false).unwrap() else {
             panic!("nobody is in the way");
         };
         fence.leave();

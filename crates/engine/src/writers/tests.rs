@@ -44,6 +44,10 @@ impl LockFiles for OneLock {
         Ok(())
     }
 
+    fn has_shm(&self) -> bool {
+        true
+    }
+
     fn shm_inode(&self) -> u64 {
         0
     }
@@ -101,7 +105,7 @@ impl World {
         let locks: Arc<dyn LockFiles> = self.locks.clone();
         match input {
             Input::Taken => {
-                let Ok(fence::Attempt::Taken(fence)) = Fence::attempt(&locks) else {
+                let Ok(fence::Attempt::Taken(fence)) = Fence::attempt(&locks, false) else {
                     unreachable!("nobody is in the way");
                 };
                 let _ = self.writers.take(fence);

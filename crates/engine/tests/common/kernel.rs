@@ -82,6 +82,10 @@ impl LockFiles for Mortal {
         }
     }
 
+    fn has_shm(&self) -> bool {
+        self.locks.has_shm()
+    }
+
     fn shm_inode(&self) -> u64 {
         self.locks.shm_inode()
     }
@@ -159,6 +163,11 @@ impl Kernel for TestKernel {
 
     fn kept_locks(&self, db: &DbName) -> io::Result<Option<Arc<dyn LockFiles>>> {
         Ok(self.opener.kept(&self.files, db).map(|locks| self.mortal(locks)))
+    }
+
+    /// Clients are known by their locks.
+    fn writes_pass_by(&self, _: &DbName) -> bool {
+        false
     }
 
     fn store(&self, _: &DbName, side: Side, _: u64, _: &[u8]) {
