@@ -267,24 +267,26 @@ fn a_reload_replaces_the_daemon_and_clients_meet_no_error() {
     assert_eq!(node.stop(), Some(0));
 }
 
-/// The start takes the WAL of a database that nobody has open out of the mount, and leaves one that belongs to no database.
+/// Copies main file and WAL of a database, as a client that keeps no connection; returns the number of rows.
+fn copy_with_wal(node: &Node) -> i64 {
+    let db = node.open("a.db", "wal");
+    db.pragma_update(None, "wal_autocheckpoint", 0).unwrap();
+    insert(&db).unwrap();
+    for end in ["", "-wal"] {
+        let bytes = fs::read(node.path(&format!("a.db{end}"))).unwrap();
+        fs::write(node.path(&format!("copy.db{end}")), bytes).unwrap();
+    }
+    count(&db)
+}
+
+/// The start after a crash takes the WAL of a database that nobody has open out of the mount, and leaves one that belongs to no database.
 #[test]
-fn a_reload_leaves_neither_old_names_nor_immutable_files() {
+fn a_takeover_with_nobody_there_leaves_neither_old_names_nor_immutable_files() {
     let mut node = Node::start();
-    let copy = || {
-        let db = node.open("a.db", "wal");
-        db.pragma_update(None, "wal_autocheckpoint", 0).unwrap();
-        insert(&db).unwrap();
-        for end in ["", "-wal"] {
-            let bytes = fs::read(node.path(&format!("a.db{end}"))).unwrap();
-            fs::write(node.path(&format!("copy.db{end}")), bytes).unwrap();
-        }
-        count(&db)
-    };
     let (main, wal) = (node.path("copy.db"), node.path("copy.db-wal"));
 
-    let rows = copy();
-    assert!(node.reload().status.success());
+    let rows = copy_with_wal(&node);
+    node.kill_daemon();
     let read = fs::read(&wal).map(|bytes| bytes.len());
     assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::NotFound);
     let db = Connection::open(&main).unwrap();
@@ -292,10 +294,35 @@ fn a_reload_leaves_neither_old_names_nor_immutable_files() {
     insert(&db).unwrap();
     drop(db);
 
-    copy();
+    copy_with_wal(&node);
     fs::remove_file(&main).unwrap();
-    assert!(node.reload().status.success());
+    node.kill_daemon();
     fs::remove_file(&wal).unwrap();
+    assert_eq!(node.stop(), Some(0));
+}
+
+/// There is nothing that the next daemon would have to look into.
+#[test]
+fn a_reload_leaves_every_file_where_it_is() {
+    let mut node = Node::start();
+    let rows = copy_with_wal(&node);
+    let files = || {
+        ["copy.db", "copy.db-wal"].map(|name| {
+            let path = node.path(name);
+            (fs::metadata(&path).unwrap().ino(), fs::read(path).unwrap())
+        })
+    };
+    let before = files();
+    for _ in 0..3 {
+        assert!(node.reload().status.success());
+        assert!(files() == before);
+    }
+    let db = Connection::open(node.path("copy.db")).unwrap();
+    assert_eq!(count(&db), rows);
+    insert(&db).unwrap();
+    drop(db);
+    assert!(node.reload().status.success());
+    assert_eq!(count(&Connection::open(node.path("copy.db")).unwrap()), rows + 1);
     assert_eq!(node.stop(), Some(0));
 }
 

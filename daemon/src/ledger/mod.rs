@@ -45,6 +45,7 @@ const NAMES_USED: usize = 9;
 const INIT_LENGTH: usize = 10;
 const INIT: usize = 11;
 const INIT_WORDS: usize = 32;
+const IN_ORDER: usize = INIT + INIT_WORDS;
 const ONGOING: usize = 64;
 const THREADS: usize = 64;
 const ONGOING_WORDS: usize = 4;
@@ -215,6 +216,16 @@ impl Ledger {
         self.put(EPOCH, epoch);
     }
 
+    /// Notes that this process ends for the sake of the next one, with nothing that a start would have to look into.
+    pub(crate) fn leave_in_order(&self) {
+        self.put(IN_ORDER, 1);
+    }
+
+    /// Whether the process before ended like that. True once: what this process does is its own.
+    pub(crate) fn take_order(&self) -> bool {
+        self.word(IN_ORDER).swap(0, Ordering::AcqRel) != 0
+    }
+
     /// Until when clients may write here, in nanoseconds of the clock that counts suspended time too (`CLOCK_BOOTTIME`); 0: not at all.
     pub fn deadline(&self) -> &AtomicU64 {
         self.word(DEADLINE)
@@ -258,6 +269,9 @@ mod tests {
         assert_eq!((next.mode(), next.device()), (Mode::Passthrough, 77));
         assert_eq!((next.node_id(), next.epoch()), (5, 3));
         assert_eq!(next.deadline().load(Ordering::Acquire), 9);
+        assert!(!next.take_order());
+        ledger.leave_in_order();
+        assert!(next.take_order() && !ledger.take_order());
         assert!(ledger.begin_connection(&[0; 257], Mode::Intercepted, 0).is_err());
     }
 

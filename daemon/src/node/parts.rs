@@ -116,12 +116,14 @@ impl Parts {
             Some(resumed) => Role::Primary { epoch: resumed.epoch },
             None => Role::Replica,
         };
-        let in_use = keeper.has_clients();
+        // What was left in order is taken up as it is. Else the start looks into everything, also where a mount is taken over, if nobody
+        // has files open.
+        let in_order = keeper.ledger().take_order();
+        let in_use = in_order || keeper.has_clients();
         let opening = blocking(move || {
             if in_use {
                 return Ok(Store::resume(&dir, options, role)?);
             }
-            // Nobody has files open, also where a mount is taken over: the start can look into everything.
             let store = Store::open(&dir, options)?;
             if role.is_primary() {
                 store.set_role(role)?;
@@ -217,11 +219,17 @@ impl Parts {
     }
 
     /// Ends this process for the sake of the next one, which takes over what is there: nothing is closed. Requests that are being served
-    /// are delivered again to it.
+    /// are delivered again to it. A database that is closed for writing, or could not be opened, is for a start that looks into everything.
     pub(super) async fn make_room(mut self) -> ! {
-        if let Some(store) = self.store.clone() {
+        if let (Some(store), Some(keeper)) = (self.store.clone(), self.keeper.clone()) {
             // Served meanwhile as ever.
-            let _ = tokio::task::spawn_blocking(move || store.flush_tables()).await;
+            let flushed = tokio::task::spawn_blocking(move || {
+                store.flush_tables();
+                if store.closed_databases().is_empty() && store.damaged().is_empty() {
+                    keeper.ledger().leave_in_order();
+                }
+            });
+            let _ = flushed.await;
         }
         tracing::info!("making room for the next daemon");
         if let Some(services) = self.services.take() {
