@@ -91,6 +91,21 @@ impl Error {
         move |source| Error::Io { op, path, source }
     }
 
+    /// Whether something was lacking that may be there later: room on the disk or in the quota, memory, descriptors.
+    pub(crate) fn is_no_room(&self) -> bool {
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            let errno = error
+                .downcast_ref::<io::Error>()
+                .and_then(io::Error::raw_os_error);
+            if let Some(libc::ENOSPC | libc::EDQUOT | libc::EMFILE | libc::ENFILE | libc::ENOMEM) = errno {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
+
     /// The errno to answer a file system request with.
     pub fn errno(&self) -> i32 {
         match self {

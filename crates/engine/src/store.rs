@@ -66,26 +66,41 @@ impl Opening {
             Opening::InUse(role) => role,
         }
     }
+
+    fn open(self, shared: &Arc<Shared>, name: DbName, home: PathBuf) -> Opened {
+        let began = Instant::now();
+        let open = match self {
+            Opening::Unused => Database::open,
+            Opening::InUse(_) => Database::open_in_use,
+        };
+        let database = open(shared.clone(), name.clone(), home.clone());
+        Opened {
+            name,
+            home,
+            took: began.elapsed(),
+            database,
+        }
+    }
+}
+
+/// What came of opening a database.
+struct Opened {
+    name: DbName,
+    home: PathBuf,
+    took: Duration,
+    database: Result<Arc<Database>>,
 }
 
 /// Opens databases, several at a time: clients wait for the last one.
-fn open_all(
-    shared: &Arc<Shared>,
-    homes: Vec<(DbName, PathBuf)>,
-    opening: Opening,
-) -> Vec<(DbName, PathBuf, Result<Arc<Database>>)> {
+fn open_all(shared: &Arc<Shared>, homes: Vec<(DbName, PathBuf)>, opening: Opening) -> Vec<Opened> {
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let helpers = workers.min(homes.len()).saturating_sub(1);
     let (homes, opened) = (Mutex::new(homes.into_iter()), Mutex::new(Vec::new()));
     let next = || homes.lock().next();
     let work = || {
         while let Some((name, home)) = next() {
-            let open = match opening {
-                Opening::Unused => Database::open,
-                Opening::InUse(_) => Database::open_in_use,
-            };
-            let database = open(shared.clone(), name.clone(), home.clone());
-            opened.lock().push((name, home, database));
+            let one = opening.open(shared, name, home);
+            opened.lock().push(one);
         }
     };
     std::thread::scope(|scope| {
@@ -155,10 +170,10 @@ impl Store {
         });
         layout::remove_unborn(&*disk, dir)?;
         let (mut databases, damaged) = (BTreeMap::new(), Damaged::default());
-        for (name, home, opened) in open_all(&shared, layout::homes(&*disk, dir)?, opening) {
-            match opened {
-                Ok(db) => drop(databases.insert(name, db)),
-                Err(error) => damaged.add(name, home, &error),
+        for opened in open_all(&shared, layout::homes(&*disk, dir)?, opening) {
+            match opened.database {
+                Ok(db) => drop(databases.insert(opened.name, db)),
+                Err(error) => damaged.add(opened.name, opened.home, &error, opened.took),
             }
         }
         Ok(Arc::new(Store {
@@ -194,7 +209,10 @@ impl Store {
         let shared = self.shared.clone();
         self.spawn("litefs-flush", move || {
             while shared.wait_closed(TABLE_LOOK) {
-                let databases = weak.upgrade().map(|store| store.databases()).unwrap_or_default();
+                let Some(store) = weak.upgrade() else { return };
+                store.open_again();
+                let databases = store.databases();
+                drop(store);
                 for db in databases {
                     if let Err(error) = db.flush_if_behind(TABLE_LAG) {
                         tracing::warn!(db = %db.name(), %error, "cannot flush the checksum table");
@@ -225,6 +243,51 @@ impl Store {
                 store.attach_files(store.files_dir(), &mut Vec::new());
             }
         })
+    }
+
+    /// Opens databases again for which there was no room.
+    fn open_again(&self) {
+        for (name, home) in self.damaged.due() {
+            let opened = self.opening.open(&self.shared, name.clone(), home.clone());
+            match opened.database {
+                Ok(db) => {
+                    if let Err(error) = self.admit(db) {
+                        tracing::error!(db = %name, %error, "cannot finish what was left undone");
+                    }
+                    tracing::info!(db = %name, "there was room to open the database");
+                }
+                Err(error) => self.damaged.add(name, home, &error, opened.took),
+            }
+        }
+    }
+
+    /// A database that was opened after the start. From here on clients may open its files.
+    fn admit(&self, db: Arc<Database>) -> Result<()> {
+        let name = db.name().clone();
+        // Nobody is in the way.
+        let applied = db.apply_pending(Instant::now() + ROLE_PATIENCE);
+        {
+            // No change of the role in between.
+            let mut databases = self.databases.write();
+            databases.insert(name.clone(), db.clone());
+            let (primary, wrote) = (self.shared.is_primary() && !db.hinders_promotion(), false);
+            db.enter_noting(&mut db.state.lock(), Input::Opened { primary, wrote });
+        }
+        let finished = match self.opening {
+            Opening::Unused => Ok(()),
+            Opening::InUse(_) => db.adopt_locks().and_then(|()| db.finish_takeover()),
+        };
+        let kernel = self.shared.kernel();
+        for side in Side::ALL {
+            kernel.invalidate(&name, side, None);
+            kernel.invalidate_entry(&name, side);
+        }
+        self.damaged.remove(&name);
+        self.shared.settler.watch(&name);
+        if !self.shared.is_primary() && !db.is_caught_up() {
+            db.start_worker();
+        }
+        applied.and(finished)
     }
 
     fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
@@ -278,6 +341,12 @@ impl Store {
     /// Whether the name is one of these.
     pub fn is_damaged(&self, name: &DbName) -> bool {
         self.damaged.contains(name)
+    }
+
+    /// Whether it is one for which there was no room when it was to be opened. Its files may not be read: what its WAL holds may be missing
+    /// in them.
+    pub fn waits_for_room(&self, name: &DbName) -> bool {
+        self.damaged.waits(name)
     }
 
     /// Positions after all that clients have committed so far was captured.
@@ -537,10 +606,7 @@ impl Store {
         {
             // A record that arrives in between is refused, or applied by another attempt.
             let _turns: Vec<_> = databases.iter().map(|db| db.backlog.receiving.lock()).collect();
-            if let Some(db) = databases
-                .iter()
-                .find(|db| !db.is_caught_up() && !db.health.is_suspended() && !db.is_closed())
-            {
+            if let Some(db) = databases.iter().find(|db| db.hinders_promotion()) {
                 return Err(db.busy("records that arrived at the last moment"));
             }
             let known = self.databases.read();
@@ -598,6 +664,7 @@ impl Store {
                 (Ok(kind), Some((name, Side::Database)))
                     if kind.is_file()
                         && self.database(&name).is_none()
+                        && !self.damaged.contains(&name)
                         && self.is_database_file(&name.file(Side::Database)) =>
                 {
                     if let Err(error) = self.attach(&name) {

@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 
 use common::disk::{Watch, Watched};
 use common::{Client, Node, ROWS, count, integrity, name, replicate, send_snapshot, wait_applied};
+use engine::disk::failing::FailingDisk;
+use engine::disk::sim::Fault;
 use engine::disk::{DiskError, Op, Result};
-use engine::{Durability, Role, StoreOptions, Watcher};
+use engine::{Coherence, Durability, Role, StoreOptions, Watcher};
 use ltx::Txid;
 
 /// A disk on which writes to the log fail on command.
@@ -102,6 +104,54 @@ fn commits_go_on_when_a_full_disk_has_room_again() {
         let again = Node::open(primary.kill());
         again.store.set_role(Role::Primary { epoch: 2 }).unwrap();
         assert_eq!(again.digest(), replica.digest(), "{mode} {synchronous}");
+    }
+}
+
+/// Nothing is wrong with such a database: it is neither replaced nor read before it is whole, and the node goes on with it.
+#[test]
+fn a_database_that_there_was_no_room_to_open_is_opened_when_there_is() {
+    for (role, errno) in [
+        (Role::Primary { epoch: 2 }, libc::ENOSPC),
+        (Role::Replica, libc::EDQUOT),
+        (Role::Replica, libc::EMFILE),
+    ] {
+        let primary = Node::primary();
+        let client = primary.mount();
+        client.exec("PRAGMA journal_mode=WAL; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
+        client.exec(ROWS);
+        let replica = Node::new();
+        same(&primary, &replica);
+        let expected = primary.digest();
+        let dir = primary.kill();
+        drop(client);
+
+        let disk = FailingDisk::default();
+        disk.inject(Fault::on("database.mkdir", errno).forever());
+        let options = StoreOptions {
+            disk: Arc::new(disk.clone()),
+            ..StoreOptions::default()
+        };
+        let node = Node::open_with(dir, Coherence::Passthrough, options);
+        node.store.set_role(role).unwrap();
+        assert!(node.store.waits_for_room(&name()) && node.store.database(&name()).is_none());
+        let damaged = node.store.damaged();
+        assert!(damaged[0].1.contains("until there is room"), "{damaged:?}");
+        if !role.is_primary() {
+            replica.store.set_role(Role::Primary { epoch: 2 }).unwrap();
+            let mut snapshot = replica.db().snapshot().unwrap().ltx(7).unwrap();
+            node.store.receive(&name(), &mut snapshot).unwrap_err();
+        }
+        disk.heal();
+        eventually("it is opened", || node.store.database(&name()).is_some());
+        eventually("it waits no more", || !node.store.waits_for_room(&name()));
+        assert!(node.store.damaged().is_empty());
+        assert_eq!(node.digest(), expected);
+        let (leader, follower) = match role.is_primary() {
+            true => (&node, &replica),
+            false => (&replica, &node),
+        };
+        leader.mount().exec("INSERT INTO t VALUES(1000, 1)");
+        same(leader, follower);
     }
 }
 

@@ -27,6 +27,9 @@ use super::virtual_files::VirtualFiles;
 /// How SQLite's main file begins.
 pub(crate) const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
+/// Bytes of SQLite's header, which it reads when it opens a database; all else it reads as pages.
+const HEADER: u64 = 100;
+
 /// A file that was opened: what to tell the kernel.
 pub(crate) struct Opened {
     pub(crate) number: u64,
@@ -88,6 +91,11 @@ impl Edge {
             Some((name, _)) if self.store.is_damaged(name) => Err(Errno::EACCES),
             Some(_) | None => Ok(()),
         }
+    }
+
+    /// Whether the file is of a database that waits for room to be opened: what the WAL holds may be missing in it.
+    fn waits_for_room(&self, node: &Node) -> bool {
+        node.with_part(|part| part.is_some_and(|(name, _)| self.store.waits_for_room(name)))
     }
 
     /// Creates a regular file and opens it, or opens the one that appeared meanwhile unless the caller insists.
@@ -272,6 +280,11 @@ impl Edge {
         match &*self.handle(number)? {
             // SQLite takes EIO for a damaged database, and would say so.
             Handle::File(open) if self.is_unreadable(open.node.id()) => Err(Errno::ESTALE),
+            Handle::File(open)
+                if self.waits_for_room(&open.node) && offset + buffer.len() as u64 > HEADER =>
+            {
+                Err(Errno::ENOSPC)
+            }
             Handle::File(open) => Ok(backing::read_full(open.file(), offset, buffer)?),
             Handle::Virtual(open) => self.read_virtual(open, offset, buffer),
         }

@@ -283,6 +283,10 @@ impl Edge {
     /// The wal-index must be the backing file's own pages wherever that is possible. On a replica the WAL and the journal are intercepted so
     /// that a write can be refused, and so they are where the disk has failed.
     pub(crate) fn transfer(&self, part: Option<&Part>) -> Transfer {
+        if part.is_some_and(|(name, _)| self.store.waits_for_room(name)) {
+            // So that reads are answered one by one, and no page is remembered.
+            return Transfer::Intercepted;
+        }
         let primary = self.store.role().is_primary();
         match (self.coherence(), part.map(|(_, side)| *side)) {
             (Coherence::Passthrough, Some(Side::Shm)) => Transfer::Passthrough,

@@ -17,6 +17,7 @@ impl Errno {
     pub(crate) const EACCES: Errno = Errno(libc::EACCES);
     pub(crate) const EBADF: Errno = Errno(libc::EBADF);
     pub(crate) const EEXIST: Errno = Errno(libc::EEXIST);
+    pub(crate) const ENOSPC: Errno = Errno(libc::ENOSPC);
     pub(crate) const EINVAL: Errno = Errno(libc::EINVAL);
     pub(crate) const EIO: Errno = Errno(libc::EIO);
     pub(crate) const EISDIR: Errno = Errno(libc::EISDIR);

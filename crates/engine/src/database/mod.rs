@@ -142,6 +142,11 @@ impl Database {
             .is_none_or(|tail| tail.pos() == self.state.lock().pos)
     }
 
+    /// Whether the node cannot be the primary before records that it has received are applied.
+    pub(crate) fn hinders_promotion(&self) -> bool {
+        !self.is_caught_up() && !self.health.is_suspended() && !self.is_closed()
+    }
+
     /// Captures all that clients have committed, then tells the position: it is never behind a commit that returned
     /// before the call.
     pub fn drain(&self) -> Result<Pos> {

@@ -23,7 +23,7 @@ impl Elector {
         found: &Recorded,
         positions: &BTreeMap<String, Position>,
     ) -> Result<(), RoundError> {
-        let state = self.state_of(term, positions);
+        let state = self.state_of(term, positions, found.state.as_ref());
         Ok(self.write(term, state, found.version).await?)
     }
 
@@ -32,19 +32,20 @@ impl Elector {
         term: &mut Term,
         positions: &BTreeMap<String, Position>,
     ) -> Result<(), RoundError> {
-        let state = self.state_of(term, positions);
         match &term.recorded {
-            Some(recorded) if recorded.state.as_ref() == Some(&state) => return Ok(()),
             Some(recorded) => {
-                let version = recorded.version;
-                match self.write(term, state.clone(), version).await {
+                let state = self.state_of(term, positions, recorded.state.as_ref());
+                if recorded.state.as_ref() == Some(&state) {
+                    return Ok(());
+                }
+                match self.write(term, state, recorded.version).await {
                     Err(LeaseError::Gone) => {}
                     written => return Ok(written?),
                 }
             }
             None => self.announce(term).await?,
         }
-        Ok(self.record_over(term, &state).await?)
+        Ok(self.record_over(term, positions).await?)
     }
 
     /// Tells those who come after how far this term is.
@@ -68,10 +69,15 @@ impl Elector {
     }
 
     /// Replaces a record of this term whose version is not known here.
-    async fn record_over(&self, term: &mut Term, state: &ClusterState) -> Result<(), LeaseError> {
+    async fn record_over(
+        &self,
+        term: &mut Term,
+        positions: &BTreeMap<String, Position>,
+    ) -> Result<(), LeaseError> {
         for _ in 0..ATTEMPTS {
             let found = self.own_record(term).await?;
-            match self.write(term, state.clone(), found.version).await {
+            let state = self.state_of(term, positions, found.state.as_ref());
+            match self.write(term, state, found.version).await {
                 Err(LeaseError::Gone) => {}
                 written => return written,
             }
@@ -114,11 +120,23 @@ impl Elector {
         Ok(())
     }
 
-    fn state_of(&self, term: &Term, positions: &BTreeMap<String, Position>) -> ClusterState {
-        let positions = positions
+    /// Of a database that cannot be opened here, what was recorded `before` stays: a node that has it must be the one to lead.
+    fn state_of(
+        &self,
+        term: &Term,
+        positions: &BTreeMap<String, Position>,
+        before: Option<&ClusterState>,
+    ) -> ClusterState {
+        let mut positions: BTreeMap<String, String> = positions
             .iter()
             .map(|(name, position)| (name.clone(), position.to_string()))
             .collect();
+        for (name, _) in self.store.damaged() {
+            let name = name.to_string();
+            if let Some(position) = before.and_then(|before| before.positions.get(&name)) {
+                positions.insert(name, position.clone());
+            }
+        }
         ClusterState {
             epoch: term.epoch,
             primary: self.options.hostname.clone(),

@@ -62,6 +62,16 @@ impl Elector {
             );
             return self.resign(term).await;
         }
+        let damaged = self.store.damaged();
+        if self.lease.hands_over() && !damaged.is_empty() {
+            let names: Vec<String> = damaged.iter().map(|(name, _)| name.to_string()).collect();
+            tracing::warn!(
+                epoch,
+                databases = names.join(", "),
+                "this node cannot open all databases, letting go of its lease"
+            );
+            return self.resign(term).await;
+        }
         tracing::info!(
             epoch,
             lease = self.lease.kind(),

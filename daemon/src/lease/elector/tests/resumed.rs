@@ -311,6 +311,34 @@ fn a_node_that_is_no_candidate_any_more_lets_go_of_the_term_it_resumes() {
     two.stop();
 }
 
+/// What is recorded of the database stays, so that this node does not lead before it has it again.
+#[test]
+fn a_node_that_cannot_open_a_database_lets_go_of_the_term_it_resumes() {
+    let cluster = Cluster::with(LONG_TTL, LONG_LOCK_DELAY);
+    let (one, two) = pair(&cluster);
+    let last = one.import("a.db", 4);
+    eventually("the other node has it", || two.position("a.db") == last);
+    eventually("it is recorded", || {
+        cluster.state().positions.contains_key("a.db")
+    });
+    let left = one.killed(Arc::new(cluster.lease()));
+    let homes = std::fs::read_dir(left.start.dir.path().join("databases")).unwrap();
+    for home in homes.flatten() {
+        let log = home.path().join("log");
+        std::fs::remove_dir_all(&log).unwrap();
+        std::fs::write(log, "no directory").unwrap();
+    }
+    let one = left.start.node();
+    assert_eq!(one.store.damaged().len(), 1);
+    eventually("the other node leads", || two.is_primary());
+    assert_eq!(cluster.state().positions["a.db"], last.to_string());
+    eventually("the first node gets it again", || {
+        one.store.damaged().is_empty() && one.position("a.db") == last
+    });
+    one.stop();
+    two.stop();
+}
+
 #[test]
 fn a_static_term_goes_on_too() {
     let lease = || Arc::new(StaticLease::primary());
