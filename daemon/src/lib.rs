@@ -44,6 +44,7 @@ pub mod config;
 pub mod events;
 pub mod fuse;
 pub mod http;
+pub mod lag;
 pub mod launcher;
 pub mod leadership;
 pub mod lease;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use metrics::Unit;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_util::MetricKindMask;
 
 /// What kind of number a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,13 +48,13 @@ metrics_table! {
     IS_PRIMARY = "litefs_is_primary", Gauge, [], Count, "1 on the primary, 0 on a replica.";
     EPOCH = "litefs_epoch", Gauge, [], Count, "Highest term of a primary that this node has seen.";
     SUBSCRIBER_COUNT = "litefs_subscriber_count", Gauge, [], Count, "Receivers of changes: replicas and event streams.";
-    LAG_SECONDS = "litefs_lag_seconds", Gauge, [], Seconds, "Age of the newest news from the primary, by both clocks; 0 on the primary.";
+    LAG_SECONDS = "litefs_lag_seconds", Gauge, [], Seconds, "Age of the oldest transaction that clients of this node cannot see yet, as far as that is known; 0 on the primary and on a replica that has caught up.";
     DB_TXID = "litefs_db_txid", Gauge, ["db"], Count, "Newest transaction of the database that clients can see here.";
     DB_COMMIT_COUNT = "litefs_db_commit_count", Counter, ["db"], Count, "The same as litefs_commit_total, under LiteFS's name.";
     DB_LTX_COUNT = "litefs_db_ltx_count", Gauge, ["db"], Count, "Transactions that the database's log holds.";
     DB_LTX_BYTES = "litefs_db_ltx_bytes", Gauge, ["db"], Bytes, "Size of the database's log.";
     DB_CLOSED = "litefs_db_closed", Gauge, ["db"], Count, "1 while a failure of the disk keeps the database from being written, until the daemon starts again.";
-    DB_LAG_SECONDS = "litefs_db_lag_seconds", Gauge, ["db"], Seconds, "Age of the database's newest transaction when it was received; 0 after a commit of this node.";
+    DB_LAG_SECONDS = "litefs_db_lag_seconds", Gauge, ["db"], Seconds, "Age of the oldest transaction of the database that clients of this node cannot see yet; 0 on the primary and where all is applied.";
     HTTP_STREAM_COUNT = "litefs_http_stream_count", Gauge, [], Count, "Replicas that are connected.";
     HTTP_FRAME_SEND_COUNT = "litefs_http_frame_send_count", Counter, ["db", "type"], Count, "Transactions (type ltx) and snapshots (type ltx:snapshot) sent to replicas.";
     REPLICA_LAG_TXIDS = "litefs_replica_lag_txids", Gauge, ["node"], Count, "Transactions, over all databases, that the replica has not acknowledged yet.";
@@ -74,6 +75,9 @@ const BUCKETS: &[f64] = &[
     0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1,
     0.5, 1.0, 5.0,
 ];
+
+/// States are found and set whenever somebody asks. One that was not is of something that is gone: a replica that left, say.
+const GONE: Duration = Duration::from_secs(1);
 
 /// How often samples of histograms are put into their buckets: until then each takes memory, whether somebody asks for them or not.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -118,7 +122,8 @@ impl Metrics {
 
 fn builder() -> PrometheusBuilder {
     let histograms = ALL.iter().filter(|metric| metric.kind == Kind::Histogram);
-    histograms.fold(PrometheusBuilder::new(), |builder, metric| {
+    let begin = PrometheusBuilder::new().idle_timeout(MetricKindMask::GAUGE, Some(GONE));
+    histograms.fold(begin, |builder, metric| {
         let matcher = Matcher::Full(metric.name.to_string());
         builder
             .set_buckets_for_metric(matcher, BUCKETS)

@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::events::EventHub;
 use crate::http::{Api, NodeFacts, Parts, Server};
-use crate::leadership::{Lag, Leadership};
+use crate::lag::Lag;
+use crate::leadership::Leadership;
 use crate::lease::elector::{Elector, ElectorHandle, ElectorOptions, Ending, Resumed, Shared, Stop};
 use crate::lease::{Fence, Lease};
 use crate::metrics::Metrics;
@@ -86,7 +87,7 @@ impl Services {
     ) -> Services {
         let Succession { fence, resumed } = succession;
         let (leading, leadership) = watch::channel(Leadership::default());
-        let (lag, replicas) = (Lag::default(), Arc::new(Replicas::default()));
+        let (lag, replicas) = (Lag::new(store.clone()), Arc::new(Replicas::default()));
         let (stop, stop_api) = (Stop::default(), CancellationToken::new());
         let shared = Shared {
             lease,

@@ -560,6 +560,13 @@ async fn a_replica_with_a_static_lease_follows_and_adopts_cluster_and_epoch() {
     })
     .await;
     replica.services.stop().await;
+    let shown = "litefs_replica_lag_txids{node=\"one\"}";
+    within(async {
+        while node.client.metrics().await.unwrap().contains(shown) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
     node.services.stop().await;
 }
 

@@ -466,6 +466,43 @@ fn a_transaction_over_attached_databases_is_one_in_each_of_them() {
     assert_eq!(result.databases.len(), 4, "{:#?}", result.databases);
 }
 
+/// Lag is what clients of the node do not see: nothing where they see all, whatever the age of that and whatever the clocks say.
+#[test]
+fn lag_is_what_clients_of_the_node_do_not_see_yet() {
+    let Some(cluster) = cluster(2) else { return };
+    create(&cluster, "delete");
+    insert(cluster.primary().unwrap(), 20);
+    all_read(&cluster, 20);
+    let replica = cluster.replicas().unwrap()[0];
+    let lag = || {
+        let status = cluster.status().unwrap();
+        let said = status.live().find(|(node, _)| node.name == replica.station());
+        said.and_then(|(_, said)| said.lag_seconds)
+    };
+    // Its databases have been idle for longer than that.
+    replica.stop().unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    replica.start().unwrap();
+    eventually("the node has caught up", || lag() == Some(0.0));
+
+    let reader = rusqlite::Connection::open(replica.mount().join(DB)).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM t").unwrap();
+    insert(cluster.primary().unwrap(), 1);
+    eventually("what the reader holds up is told", || {
+        lag().is_some_and(|lag| lag > 2.0)
+    });
+    reader.execute_batch("COMMIT").unwrap();
+    eventually("it is seen", || lag() == Some(0.0));
+    drop(reader);
+
+    cluster.partition(&[vec![replica.station()]], false).unwrap();
+    eventually("silence is told", || lag().is_some_and(|lag| lag > 2.0));
+    cluster.heal(true).unwrap();
+    eventually("the node has caught up again", || lag() == Some(0.0));
+    all_read(&cluster, 21);
+    sound(&cluster);
+}
+
 #[test]
 fn a_new_node_and_a_returning_cluster_have_all_data() {
     let Some(cluster) = cluster(2) else { return };

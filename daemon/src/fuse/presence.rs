@@ -1,21 +1,19 @@
-//! What `.primary` and `.lag` say: who the primary is and how old the newest news from it are.
+//! What `.primary` and `.lag` say: who the primary is and how far this node is behind it.
 //!
 //! The leadership side of the daemon writes it, the kernel edge reads it when a client reads one of the two files.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 
 /// How far this node is behind the primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Lag {
-    /// This node is the primary.
-    Primary,
     /// Nothing was heard from a primary since the start.
     #[default]
     Unknown,
-    /// Time stamp (milliseconds since the epoch) of the newest transaction or heartbeat received.
-    Since(i64),
+    /// What clients do not see yet is so old; nothing on the primary.
+    Behind(Duration),
 }
 
 /// Shared between the elector, which knows, and the mount, which tells.
@@ -57,17 +55,11 @@ impl Presence {
     /// Content of `.lag`: a sign and at least nine digits of milliseconds.
     pub(crate) fn lag_text(&self) -> String {
         let milliseconds = match self.state.read().lag {
-            Lag::Primary => 0,
             Lag::Unknown => i64::from(i32::MAX),
-            Lag::Since(then) => now_ms() - then,
+            Lag::Behind(behind) => i64::try_from(behind.as_millis()).unwrap_or(i64::MAX),
         };
         format!("{milliseconds:+010}\n")
     }
-}
-
-fn now_ms() -> i64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -78,16 +70,10 @@ mod tests {
     fn lag_is_signed_and_padded_as_litefs_writes_it() {
         let presence = Presence::default();
         assert_eq!(presence.lag_text(), "+2147483647\n");
-        presence.set_lag(Lag::Primary);
+        presence.set_lag(Lag::Behind(Duration::ZERO));
         assert_eq!(presence.lag_text(), "+000000000\n");
-        presence.set_lag(Lag::Since(now_ms() - 1500));
-        let text = presence.lag_text();
-        assert!(text.starts_with("+00000") && text.len() == 11, "{text:?}");
-        presence.set_lag(Lag::Since(now_ms() + 60_000));
-        assert!(
-            presence.lag_text().starts_with("-0000"),
-            "a clock ahead of ours gives a negative lag"
-        );
+        presence.set_lag(Lag::Behind(Duration::from_millis(1500)));
+        assert_eq!(presence.lag_text(), "+000001500\n");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `GET /metrics`: counts as they stand, and states as they are found.
 
-use engine::Store;
+use std::time::Duration;
+
 use metrics::gauge;
 use warp::reply::{Reply, Response};
 
@@ -13,7 +14,7 @@ pub(super) async fn metrics(api: Api, _: Query) -> Result<Response, ApiError> {
     node(&api);
     let shown = api.clone();
     let text = tokio::task::spawn_blocking(move || {
-        databases(&shown.store);
+        databases(&shown);
         replicas(&shown);
         shown.metrics.render()
     });
@@ -29,13 +30,18 @@ fn node(api: &Api) {
     let streams = api.replicas.count();
     gauge!(names::IS_PRIMARY).set(f64::from(u8::from(leadership.is_primary)));
     gauge!(names::EPOCH).set(leadership.epoch as f64);
-    gauge!(names::LAG_SECONDS).set(api.lag.seconds().unwrap_or(0.0));
+    gauge!(names::LAG_SECONDS).set(seconds(api.lag.behind()));
     gauge!(names::HTTP_STREAM_COUNT).set(streams as f64);
     gauge!(names::SUBSCRIBER_COUNT).set((streams + api.events.subscribers()) as f64);
 }
 
-fn databases(store: &Store) {
-    let databases = store.databases();
+/// What nobody knows is shown as nothing.
+fn seconds(lag: Option<Duration>) -> f64 {
+    lag.unwrap_or_default().as_secs_f64()
+}
+
+fn databases(api: &Api) {
+    let databases = api.store.databases();
     gauge!(names::DB_COUNT).set(databases.len() as f64);
     for db in databases {
         let status = db.status();
@@ -44,13 +50,14 @@ fn databases(store: &Store) {
             .first_txid
             .map_or(0, |first| status.received.txid.0.saturating_sub(first.0) + 1);
         gauge!(names::DB_CLOSED, "db" => name.clone()).set(f64::from(u8::from(db.is_closed())));
+        gauge!(names::DB_LAG_SECONDS, "db" => name.clone()).set(seconds(api.lag.behind_of(&db)));
         gauge!(names::DB_TXID, "db" => name.clone()).set(status.position.txid.0 as f64);
         gauge!(names::DB_LTX_COUNT, "db" => name.clone()).set(held as f64);
         gauge!(names::DB_LTX_BYTES, "db" => name).set(status.log_bytes as f64);
     }
 }
 
-/// Transactions that each replica is behind, by its own word. Replicas that have left are shown as not behind.
+/// Transactions that each replica is behind, by its own word. Of one that has left nothing is known, and soon nothing is shown.
 fn replicas(api: &Api) {
     let own: Vec<(String, u64)> = api
         .store

@@ -23,7 +23,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::EventHub;
-use crate::leadership::{Lag, Leadership};
+use crate::lag::Lag;
+use crate::leadership::Leadership;
 use crate::lease::Fence;
 use crate::lease::elector::ElectorHandle;
 use crate::metrics::Metrics;

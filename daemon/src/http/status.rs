@@ -42,7 +42,7 @@ pub(super) async fn status(api: Api, _: Query) -> Result<Response, ApiError> {
         epoch: leadership.epoch,
         primary: leadership.primary,
         fuse_mode: api.node.fuse_mode.get().cloned().unwrap_or_default(),
-        lag_seconds: api.lag.seconds(),
+        lag_seconds: api.lag.behind().map(|behind| behind.as_secs_f64()),
         databases: databases.map_err(ApiError::internal)?,
         replicas: api.replicas.status(),
     })

@@ -38,7 +38,8 @@ use step_down::Trouble;
 pub use stop::{Ending, Stop};
 
 use super::{Backoff, Fence, Holder, Lease, LeaseError, Sighting, Standing, kept};
-use crate::leadership::{Lag, Leadership};
+use crate::lag::Lag;
+use crate::leadership::Leadership;
 use crate::stream::Replicas;
 use crate::stream::follow::Done;
 

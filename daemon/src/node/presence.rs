@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::fuse::{self, Mount, Presence};
-use crate::leadership::{Lag, Leadership};
+use crate::lag::Lag;
+use crate::leadership::Leadership;
 
 /// How often the lag is passed on. Clients read it at any time, and it is a matter of seconds.
 const LAG_INTERVAL: Duration = Duration::from_millis(250);
@@ -40,9 +41,9 @@ pub(super) async fn tell(
 }
 
 fn lag_of(leadership: &Leadership, lag: &Lag) -> fuse::Lag {
-    match (leadership.is_primary, lag.heard_ms()) {
-        (true, _) => fuse::Lag::Primary,
-        (false, Some(heard)) => fuse::Lag::Since(heard),
+    match (leadership.is_primary, lag.behind()) {
+        (true, _) => fuse::Lag::Behind(Duration::ZERO),
+        (false, Some(behind)) => fuse::Lag::Behind(behind),
         (false, None) => fuse::Lag::Unknown,
     }
 }

@@ -3,7 +3,7 @@
 //! Connects, tells the primary where this node is, and hands each record to the store, which has it in the log before it
 //! applies it. One database that cannot take records holds up neither heartbeats nor other databases.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use engine::{DbName, Store};
 use litefs_api::{Client, NodeId, header};
 use ltx::{HEADER_SIZE, Header};
-use metrics::Gauge;
 use reqwest::{Method, Response};
 use tokio::sync::watch;
 
@@ -21,9 +20,8 @@ use super::chunk::ChunkReader;
 use super::frame::{Frame, FrameError};
 use super::position_map::PositionMap;
 use super::{divergence, features};
-use crate::leadership::{Lag, now_ms};
+use crate::lag::{Heartbeats, Lag};
 use crate::lease::Holder;
-use crate::metrics::DB_LAG_SECONDS;
 
 /// A primary sends a heartbeat each second.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -112,7 +110,8 @@ impl Follower {
             failed: BTreeSet::new(),
             failed_since: None,
             runtime: tokio::runtime::Handle::current(),
-            ages: HashMap::new(),
+            ready: false,
+            heartbeats: self.lag.begin(),
         };
         let guard = done.begin();
         let receiving = tokio::task::spawn_blocking(move || {
@@ -227,7 +226,9 @@ struct Receiver {
     failed: BTreeSet<String>,
     failed_since: Option<Instant>,
     runtime: tokio::runtime::Handle,
-    ages: HashMap<DbName, Gauge>,
+    /// This node has all that the primary had when it connected.
+    ready: bool,
+    heartbeats: Heartbeats,
 }
 
 impl Receiver {
@@ -236,11 +237,16 @@ impl Receiver {
         while let Some(frame) = Frame::read(&mut reader)? {
             match frame {
                 Frame::Ltx { name } => self.record(&name, &mut reader)?,
-                Frame::Ready => self.follower.news.send_modify(|news| news.ready = true),
+                Frame::Ready => {
+                    self.ready = true;
+                    self.follower.news.send_modify(|news| news.ready = true);
+                }
                 Frame::End => return Ok(Ended::Cleanly),
                 Frame::Handoff { lease_id } => return Ok(Ended::HandedOver(lease_id)),
                 Frame::Heartbeat { timestamp_ms } => {
-                    self.follower.lag.heard(timestamp_ms);
+                    if self.ready {
+                        self.heartbeats.heard(timestamp_ms);
+                    }
                     self.retry_failed()?;
                 }
                 Frame::DropDb { name } => {
@@ -284,19 +290,7 @@ impl Receiver {
         }
         let position = self.follower.store.receive(db, &mut bytes.chain(body))?;
         self.acks.add(db.as_str(), position);
-        self.follower.lag.heard(header.timestamp);
-        let age = (now_ms() - header.timestamp).max(0) as f64 / 1000.0;
-        self.age_of(db).set(age);
         Ok(())
-    }
-
-    /// The gauge of a database's lag, which is looked up once.
-    fn age_of(&mut self, db: &DbName) -> &Gauge {
-        if !self.ages.contains_key(db) {
-            let gauge = metrics::gauge!(DB_LAG_SECONDS, "db" => db.to_string());
-            self.ages.insert(db.clone(), gauge);
-        }
-        &self.ages[db]
     }
 
     /// A database that failed gets another chance with a new stream, which begins at its true position.

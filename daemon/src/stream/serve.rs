@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -93,6 +94,7 @@ where
         connected,
         dirty,
         sink,
+        sent: Sent::default(),
     };
     tokio::spawn(session.run(positions));
     Ok(answer)
@@ -161,6 +163,7 @@ struct Session {
     connected: Connected,
     dirty: Dirty,
     sink: Sink,
+    sent: Sent,
 }
 
 /// How a stream ended.
@@ -191,7 +194,7 @@ impl Session {
     }
 
     async fn serve(&self, positions: PositionMap) -> Ended {
-        let pulse = tokio::spawn(pulse(self.sink.clone()));
+        let pulse = tokio::spawn(pulse(self.sink.clone(), self.sent.clone()));
         let ended = tokio::select! {
             ended = self.follow_orders(positions) => ended,
             () = self.sink.closed() => Ended::Disconnected,
@@ -219,6 +222,7 @@ impl Session {
         let mut ready = false;
         let mut known = Order::Serve;
         loop {
+            let begun_ms = self.sent.begin();
             let order = orders.borrow_and_update().clone();
             match order {
                 Order::End | Order::Abort => return Ended::Ordered(order),
@@ -232,6 +236,9 @@ impl Session {
                 Ok(sent) => sent,
                 Err(ended) => return ended,
             };
+            if left.unfinished.is_empty() {
+                self.sent.all_until(begun_ms);
+            }
             if !ready && left.unfinished.is_empty() {
                 if self.greet().await.is_err() {
                     return Ended::Disconnected;
@@ -290,8 +297,9 @@ impl Session {
     /// Waits for a change or an order. What is unfinished goes on at once, what failed after a while.
     async fn wait(&self, orders: &mut watch::Receiver<Order>, left: Left) {
         let retry = !left.failed.is_empty();
-        if !left.unfinished.is_empty() {
-            self.dirty.insert(left.unfinished);
+        match left.unfinished.is_empty() {
+            true => self.sent.all(),
+            false => self.dirty.insert(left.unfinished),
         }
         tokio::select! {
             () = self.dirty.changed() => {}
@@ -306,7 +314,7 @@ impl Session {
     /// The replica has all that there was when it connected.
     async fn greet(&self) -> Result<(), Disconnected> {
         self.sink.send(&Frame::Ready).await?;
-        self.sink.send(&heartbeat()).await
+        self.sink.send(&self.sent.heartbeat()).await
     }
 
     fn mark_all(&self) {
@@ -320,20 +328,51 @@ impl Session {
     }
 }
 
-fn heartbeat() -> Frame {
-    Frame::Heartbeat {
-        timestamp_ms: now_ms(),
+/// Until when the replica was sent everything, in milliseconds since the epoch. What its heartbeats say: a replica that is being sent a backlog
+/// is behind, however soon a heartbeat comes.
+#[derive(Debug, Clone, Default)]
+struct Sent(Arc<AtomicI64>);
+
+/// There is nothing to send.
+const ALL: i64 = i64::MAX;
+
+impl Sent {
+    /// Something may be to be sent from now on; returns when that is.
+    fn begin(&self) -> i64 {
+        let now = now_ms();
+        let _ = self
+            .0
+            .compare_exchange(ALL, now, Ordering::Relaxed, Ordering::Relaxed);
+        now
+    }
+
+    fn all_until(&self, timestamp_ms: i64) {
+        self.0.store(timestamp_ms, Ordering::Relaxed);
+    }
+
+    fn all(&self) {
+        self.0.store(ALL, Ordering::Relaxed);
+    }
+
+    fn heartbeat(&self) -> Frame {
+        let timestamp_ms = match self.0.load(Ordering::Relaxed) {
+            ALL => now_ms(),
+            until => until,
+        };
+        Frame::Heartbeat { timestamp_ms }
     }
 }
 
 /// A heartbeat each second, between frames.
-async fn pulse(sink: Sink) {
+async fn pulse(sink: Sink, sent: Sent) {
     let mut beat = tokio::time::interval(HEARTBEAT);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // The first tick is due at once, and comes before the replica has caught up.
     beat.tick().await;
     loop {
         beat.tick().await;
-        sink.send_if_idle(&heartbeat());
+        if sink.send_made(|| sent.heartbeat()).await.is_err() {
+            return;
+        }
     }
 }

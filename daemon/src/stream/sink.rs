@@ -82,21 +82,18 @@ impl Sink {
 
     /// Sends one frame.
     pub(super) async fn send(&self, frame: &Frame) -> Result<(), Disconnected> {
+        self.send_made(|| frame.clone()).await
+    }
+
+    /// Sends one frame that is made when its turn comes.
+    pub(super) async fn send_made(&self, make: impl FnOnce() -> Frame) -> Result<(), Disconnected> {
         let _floor = self.floor.lock().await;
         let mut bytes = BytesMut::new();
-        frame.encode(&mut bytes);
+        make().encode(&mut bytes);
         self.pieces
             .send(Ok(bytes.freeze()))
             .await
             .map_err(|_| Disconnected)
-    }
-
-    /// Sends one frame if nothing else is being sent: what is being sent is a sign of life too.
-    pub(super) fn send_if_idle(&self, frame: &Frame) {
-        let Ok(_floor) = self.floor.try_lock() else { return };
-        let mut bytes = BytesMut::new();
-        frame.encode(&mut bytes);
-        let _ = self.pieces.try_send(Ok(bytes.freeze()));
     }
 
     /// Breaks the body off, whoever is sending, so that the replica does not take it for whole.

@@ -320,7 +320,7 @@ pub fn serve_if_daemon() {
         }
     };
     let presence = Arc::new(Presence::default());
-    presence.set_lag(Lag::Primary);
+    presence.set_lag(Lag::Behind(Duration::ZERO));
     let options = MountOptions {
         passthrough,
         allow_other: true,

@@ -7,6 +7,7 @@
 //! * [`wal`]: appends frames and publishes them in the wal-index, as a SQLite writer would. Readers are not disturbed.
 //! * [`exclusive`]: writes the main file under SQLite's exclusive lock: rollback mode, other page sizes.
 
+mod arrivals;
 pub(crate) mod checkpoint;
 mod exclusive;
 mod index;
@@ -17,6 +18,7 @@ mod wal;
 pub(crate) use index::IndexImage;
 pub(crate) use lock::WriterLock;
 
+use arrivals::Arrivals;
 use exclusive::Exclusive;
 use std::io::Read;
 use std::sync::Arc;
@@ -44,6 +46,8 @@ use crate::name::{DbName, Side};
 const INLINE: Duration = Duration::from_millis(2);
 /// First and longest pause between two attempts.
 const RETRY: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(20));
+/// Records that clients' locks keep from being seen for so long are worth a line in the log.
+const LONG: Duration = Duration::from_secs(10);
 /// How long the worker tries before it looks whether the store is closed.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -55,6 +59,7 @@ pub(crate) struct Backlog {
     /// Records are received one after the other.
     pub(crate) receiving: Mutex<()>,
     worker: AtomicBool,
+    arrivals: Arrivals,
     /// The lock of an attempt that failed in the middle.
     kept: Mutex<Option<Exclusive>>,
 }
@@ -132,6 +137,10 @@ impl Database {
         };
         appender.flush()?;
         drop(appender);
+        if resets {
+            self.backlog.arrivals.clear();
+        }
+        self.backlog.arrivals.note(info.max, Instant::now());
         if resets && self.health.is_suspended() {
             // The files are at no position at all: even a snapshot of the one they claim is applied.
             self.state.lock().pos = Pos::ZERO;
@@ -217,9 +226,48 @@ impl Database {
         }
     }
 
+    /// Since when the oldest record is here that clients cannot see yet; `None`: they see all of them.
+    pub fn held_since(&self) -> Option<Instant> {
+        let arrivals = &self.backlog.arrivals;
+        if arrivals.is_empty() {
+            return None;
+        }
+        let applied = self.position().txid;
+        if self.is_caught_up() {
+            arrivals.clear();
+            return None;
+        }
+        arrivals.oldest(applied)
+    }
+
     fn work(&self) {
+        if self.backlog.arrivals.is_empty()
+            && let Some(tail) = self.log.tail()
+        {
+            // It arrived for the process before.
+            self.backlog.arrivals.note(tail.max, Instant::now());
+        }
+        let mut told = false;
         while !self.shared.is_closed() {
-            match self.apply_pending(Instant::now() + PATIENCE) {
+            let outcome = self.apply_pending(Instant::now() + PATIENCE);
+            let held = self.held_since().map_or(Duration::ZERO, |since| since.elapsed());
+            match &outcome {
+                Err(Error::Busy { lock, .. }) if held > LONG && !told => {
+                    told = true;
+                    tracing::warn!(
+                        db = %self.name,
+                        lock,
+                        held = ?held,
+                        "clients hold on to an older state of the database, and those that come see it too"
+                    );
+                }
+                Ok(()) if told => {
+                    tracing::info!(db = %self.name, "clients see what was held up");
+                    told = false;
+                }
+                Ok(()) | Err(_) => {}
+            }
+            match outcome {
                 Ok(()) => {
                     self.backlog.worker.store(false, Ordering::Release);
                     // A record received just before the flag fell is nobody else's.

@@ -109,7 +109,7 @@ fn a_process_that_is_killed_leaves_its_term_to_the_next_one() {
     let leadership = one.leadership();
     assert!(leadership.is_primary && leadership.ready, "{leadership:?}");
     assert_eq!(leadership.epoch, 1);
-    assert_eq!(one.services.as_ref().unwrap().lag.seconds(), Some(0.0));
+    assert_eq!(one.services.as_ref().unwrap().lag.behind(), Some(Duration::ZERO));
     // Much earlier than the next renewal would be due.
     eventually("the lease is renewed", || deadline(&one.cell) > before);
 
