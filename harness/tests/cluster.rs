@@ -4,7 +4,8 @@
 
 mod support;
 
-use std::os::unix::fs::FileExt;
+use std::fs::Permissions;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -464,6 +465,48 @@ fn a_transaction_over_attached_databases_is_one_in_each_of_them() {
     let result = cluster.verify(PATIENCE).unwrap();
     assert!(result.is_clean(), "{:#?}", result.problems);
     assert_eq!(result.databases.len(), 4, "{:#?}", result.databases);
+}
+
+/// An application that is not root goes on after a failover, and what is private stays private.
+#[test]
+fn owner_group_and_permissions_are_the_same_on_every_node() {
+    let Some(cluster) = cluster(2) else { return };
+    let (primary, replica) = (cluster.primary().unwrap(), cluster.replicas().unwrap()[0]);
+    let of = |node: Node<'_>, path: &str| {
+        let found = std::fs::metadata(node.mount().join(path)).ok()?;
+        Some((found.uid(), found.gid(), found.mode() & 0o7777))
+    };
+    let give = |path: &str, uid, gid, mode| {
+        let path = primary.mount().join(path);
+        std::os::unix::fs::chown(&path, Some(uid), Some(gid)).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+    };
+    std::fs::create_dir(primary.mount().join("app")).unwrap();
+    give("app", 1000, 1001, 0o2750);
+    primary
+        .sql("app/private.db", "PRAGMA journal_mode = wal; CREATE TABLE t (a)")
+        .unwrap();
+    give("app/private.db", 1000, 1001, 0o600);
+    eventually("they are the primary's", || {
+        of(replica, "app") == Some((1000, 1001, 0o2750))
+            && of(replica, "app/private.db") == Some((1000, 1001, 0o600))
+    });
+    // Without a transaction.
+    give("app", 1002, 1001, 0o700);
+    eventually("a change of a directory arrives", || {
+        of(replica, "app") == Some((1002, 1001, 0o700))
+    });
+    // While the replica is away, and with a database that it has yet to get.
+    replica.stop().unwrap();
+    give("app/private.db", 1002, 1003, 0o640);
+    primary.sql("app/new.db", "CREATE TABLE t (a)").unwrap();
+    give("app/new.db", 1002, 1003, 0o600);
+    replica.start().unwrap();
+    eventually("what changed meanwhile arrives", || {
+        of(replica, "app/private.db") == Some((1002, 1003, 0o640))
+            && of(replica, "app/new.db") == Some((1002, 1003, 0o600))
+    });
+    sound(&cluster);
 }
 
 /// Lag is what clients of the node do not see: nothing where they see all, whatever the age of that and whatever the clocks say.

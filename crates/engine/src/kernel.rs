@@ -64,6 +64,8 @@ pub trait Kernel: Send + Sync {
     fn invalidate(&self, db: &DbName, side: Side, range: Option<(u64, u64)>);
     /// The file appeared, disappeared or was replaced.
     fn invalidate_entry(&self, db: &DbName, side: Side);
+    /// Owner or permissions of a file or directory changed, given by its path below the root.
+    fn invalidate_attributes(&self, relative: &Path);
     /// The content of `NAME-pos` changed.
     fn invalidate_position(&self, db: &DbName);
     /// Runs a checkpoint with SQLite, through the mount, in a process of its own.
@@ -242,6 +244,7 @@ impl Kernel for Direct {
     fn store(&self, _: &DbName, _: Side, _: u64, _: &[u8]) {}
     fn invalidate(&self, _: &DbName, _: Side, _: Option<(u64, u64)>) {}
     fn invalidate_entry(&self, _: &DbName, _: Side) {}
+    fn invalidate_attributes(&self, _: &Path) {}
     fn invalidate_position(&self, _: &DbName) {}
 
     fn checkpoint(&self, _: &DbName, _: CheckpointMode) -> io::Result<CheckpointResult> {

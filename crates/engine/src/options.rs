@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::disk::{Disk, OsDisk};
+use crate::owners::OwnerDefaults;
 
 /// When a COMMIT may return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,6 +53,8 @@ pub struct StoreOptions {
     /// Whether a start makes the WAL that it takes out of the mount immutable, and a demotion one that it cannot fence, so that clients
     /// get errors instead of commits that nobody sees. What a start took is there until the next flush; `rm` refuses it until then.
     pub seal: bool,
+    /// What files get that nobody else gives an owner.
+    pub owners: OwnerDefaults,
     /// Told of each new role, so that a process that takes over from this one can know it: of a time as primary after it has begun, and of
     /// its end before.
     pub on_role: Option<Arc<dyn Fn(Role) + Send + Sync>>,
@@ -67,6 +70,7 @@ impl Default for StoreOptions {
             disk: Arc::new(OsDisk),
             node_id: rand::random(),
             seal: false,
+            owners: OwnerDefaults::default(),
             on_role: None,
         }
     }

@@ -26,6 +26,7 @@ use crate::local;
 use crate::log::RetainPolicy;
 use crate::name::{DbName, Side};
 use crate::options::{Durability, Role, StoreOptions};
+use crate::owners::{self, Owner, Owners};
 use crate::shared::Shared;
 pub use crate::shared::Watcher;
 use crate::tree::Tree;
@@ -156,7 +157,8 @@ impl Store {
         let shared = Arc::new(Shared {
             dir: dir.to_owned(),
             kernel: RwLock::new(Arc::new(Direct::new(&files))),
-            files: Tree::open(&files).map_err(Error::io("store.open", &files))?,
+            files: Tree::open(&files, Arc::new(Owners::new(options.owners)))
+                .map_err(Error::io("store.open", &files))?,
             options,
             events: Default::default(),
             changes: Default::default(),
@@ -418,6 +420,33 @@ impl Store {
     /// Creates a side file of a database in the backing tree unless it exists, with the main file's owner and mode.
     pub fn create_side_file(&self, name: &DbName, side: Side) -> io::Result<()> {
         create_like(&self.shared.files, &name.file(side), &name.file(Side::Database))
+    }
+
+    /// The owners of the directories that a database is in, outermost first, and of its main file; `None`: it has none.
+    pub fn owners(&self, name: &DbName) -> Option<Vec<Owner>> {
+        owners::of(&self.shared.files, name)
+    }
+
+    /// A number that grows with each change that [`Store::owner_changed`] tells of.
+    pub fn owner_changes(&self) -> u64 {
+        self.shared.files.owners().changes()
+    }
+
+    /// A client changed owner, group or permissions of a file or directory: the databases there are to be looked at.
+    pub fn owner_changed(&self, relative: &Path) {
+        self.shared.files.owners().changed();
+        for db in self.databases() {
+            if db.name().file(Side::Database).starts_with(relative) {
+                self.shared.changes.notify(db.name());
+            }
+        }
+    }
+
+    /// Gives a database the owners that it has on the primary, as [`Store::owners`] tells them there, now or when it comes.
+    pub fn take_owners(&self, name: &DbName, told: &[Owner]) {
+        for changed in owners::take(&self.shared.files, name, told) {
+            self.shared.kernel().invalidate_attributes(&changed);
+        }
     }
 
     /// Begins to replicate a file that has become a database. What it holds becomes the first transaction.

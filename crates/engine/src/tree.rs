@@ -6,15 +6,18 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+
+use crate::owners::Owners;
 
 /// The root of the tree, open.
 #[derive(Debug, Clone)]
 pub(crate) struct Tree {
     root: Arc<File>,
     path: PathBuf,
+    owners: Arc<Owners>,
 }
 
 /// A name in a directory of the tree. Valid for as long as it lives, whatever becomes of the directory's own name.
@@ -26,7 +29,7 @@ pub(crate) struct Place {
 
 impl Tree {
     /// The directory is there already.
-    pub(crate) fn open(path: &Path) -> io::Result<Tree> {
+    pub(crate) fn open(path: &Path, owners: Arc<Owners>) -> io::Result<Tree> {
         let root = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_DIRECTORY)
@@ -34,7 +37,13 @@ impl Tree {
         Ok(Tree {
             root: Arc::new(root),
             path: path.to_owned(),
+            owners,
         })
+    }
+
+    /// Whom belongs what is made here.
+    pub(crate) fn owners(&self) -> &Owners {
+        &self.owners
     }
 
     /// Where it is, to be shown and to be compared.
@@ -60,19 +69,41 @@ impl Tree {
     }
 
     /// As [`Tree::place`]; makes the directories that lack.
-    pub(crate) fn make_place(&self, relative: &Path) -> io::Result<Place> {
+    fn make_place(&self, relative: &Path) -> io::Result<Place> {
         let mut made = PathBuf::new();
         for component in relative.parent().unwrap_or(Path::new("")).components() {
             let Component::Normal(name) = component else {
                 return Err(io::ErrorKind::InvalidInput.into());
             };
             made.push(name);
-            match std::fs::create_dir(self.place(&made)?.path()) {
+            let place = self.place(&made)?;
+            match std::fs::DirBuilder::new().mode(0o700).create(place.path()) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                Ok(()) | Err(_) => {}
+                Err(_) => {}
+                Ok(()) => self.give(&place, &place.open(OpenOptions::new().read(true))?, &made)?,
             }
         }
         self.place(relative)
+    }
+
+    /// Opens a file for reading and writing; makes it, and the directories that lack, if it is not there.
+    pub(crate) fn make_file(&self, relative: &Path) -> io::Result<File> {
+        let place = self.make_place(relative)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        match place.open(options.clone().create_new(true).mode(0o600)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => place.open(&options),
+            Err(error) => Err(error),
+            Ok(file) => {
+                self.give(&place, &file, relative)?;
+                Ok(file)
+            }
+        }
+    }
+
+    fn give(&self, place: &Place, made: &File, relative: &Path) -> io::Result<()> {
+        let directory = File::from(place.dir.try_clone()?).metadata()?;
+        self.owners.give(made, relative, &directory)
     }
 
     /// Opens a file.
@@ -157,7 +188,7 @@ mod tests {
         std::fs::write(outside.join("victim"), "precious").unwrap();
         std::os::unix::fs::symlink(&outside, inside.join("a/link")).unwrap();
         std::os::unix::fs::symlink(outside.join("victim"), inside.join("a/leaf")).unwrap();
-        let tree = Tree::open(&inside).unwrap();
+        let tree = Tree::open(&inside, Arc::default()).unwrap();
         let mut write = OpenOptions::new();
         write.write(true).create(true).truncate(true);
         for linked in ["a/link/victim", "a/link/new", "a/leaf"] {
@@ -173,10 +204,7 @@ mod tests {
         assert!(tree.metadata(Path::new("a/leaf")).unwrap().is_symlink());
         assert_eq!(std::fs::read(outside.join("victim")).unwrap(), b"precious");
         assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
-        tree.make_place(Path::new("c/d/new"))
-            .unwrap()
-            .open(&write)
-            .unwrap();
+        tree.make_file(Path::new("c/d/new")).unwrap();
         tree.remove_file(Path::new("c/d/new")).unwrap();
         assert_eq!(
             code(tree.place(Path::new("c/x/new"))),

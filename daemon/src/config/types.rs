@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::duration::GoDuration;
 use super::exec::Exec;
 use super::section::section;
-use super::words::{Durability, LogFormat, Passthrough};
+use super::words::{Durability, LogFormat, Passthrough, Umask};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -59,6 +59,11 @@ section! {
         pub dir: PathBuf = PathBuf::from("/litefs"),
         pub allow_other: bool = false,
         pub debug: bool = false,
+        /// Ours: user and group of the mount's root, and of what nobody else gives an owner.
+        pub uid: Option<u32> = None,
+        pub gid: Option<u32> = None,
+        /// Ours: permissions that these do not get.
+        pub umask: Option<Umask> = None,
         /// Ours: whether the kernel serves `-wal` and `-shm` without asking the daemon.
         pub passthrough: Passthrough = Passthrough::Auto,
         /// Ours: how long clients wait for the next daemon when one dies, before they get errors for good.

@@ -25,6 +25,10 @@ pub enum Passthrough {
     Off,
 }
 
+/// Permission bits that are taken away (`fuse.umask`), written in octal as everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Umask(pub u32);
+
 /// Form of the log lines (`log.format`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -43,6 +47,32 @@ impl<'de> Deserialize<'de> for Durability {
                 _ => None,
             },
         })
+    }
+}
+
+impl<'de> Deserialize<'de> for Umask {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Octal;
+        impl Visitor<'_> for Octal {
+            type Value = Umask;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("permission bits in octal, such as \"022\"")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Umask, E> {
+                match u32::from_str_radix(text, 8) {
+                    Ok(bits) if bits <= 0o777 => Ok(Umask(bits)),
+                    Ok(_) | Err(_) => Err(E::invalid_value(Unexpected::Str(text), &self)),
+                }
+            }
+
+            /// YAML takes digits without quotes for a decimal number.
+            fn visit_u64<E: Error>(self, digits: u64) -> Result<Umask, E> {
+                self.visit_str(&digits.to_string())
+            }
+        }
+        deserializer.deserialize_any(Octal)
     }
 }
 

@@ -448,6 +448,9 @@ impl Edge {
         if let Some(permissions) = changes.permissions {
             backing::change_mode(node.fd(), permissions & 0o7777)?;
         }
+        if changes.uid.is_some() || changes.gid.is_some() || changes.permissions.is_some() {
+            self.store.owner_changed(&backing::to_path(&node.path()));
+        }
         if let Some(size) = changes.size {
             if number.is_none() {
                 self.check_client(node.part().as_ref(), caller, Use::Remove)?;

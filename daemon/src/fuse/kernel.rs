@@ -210,6 +210,13 @@ impl Kernel for MountKernel {
         });
     }
 
+    fn invalidate_attributes(&self, relative: &Path) {
+        let inode = inode_at(&self.edge.files_dir.join(relative));
+        if let Some(node) = inode.and_then(|inode| self.edge.table.by_inode(inode)) {
+            self.notices.send(Notice::Attributes { id: node.id() });
+        }
+    }
+
     fn invalidate_position(&self, _db: &DbName) {
         // Reads of NAME-pos bypass the page cache and its attributes are never remembered.
     }

@@ -33,6 +33,7 @@ mod handle;
 mod kernel;
 mod mount;
 mod mount_beneath;
+mod mount_root;
 mod mount_tree;
 mod newborn;
 mod node;

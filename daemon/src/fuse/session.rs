@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use engine::{Coherence, Kernel, Side, Store};
+use engine::{Coherence, Kernel, OwnerDefaults, Side, Store};
 use fuser::{BackgroundSession, Config, INodeNo, Notifier, Session};
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 
@@ -21,6 +21,7 @@ use super::former::FormerMounts;
 use super::handle::Handles;
 use super::kernel::MountKernel;
 use super::mount::{self, Attached, Detach, MountError};
+use super::mount_root;
 use super::node::{NodeTable, ROOT};
 use super::presence::Presence;
 use super::refusals::Refusals;
@@ -55,6 +56,8 @@ pub struct MountOptions {
     pub path: PathBuf,
     /// Whether users other than the daemon's may use the mount.
     pub allow_other: bool,
+    /// To whom the root of the mount is to belong.
+    pub owners: OwnerDefaults,
     pub passthrough: Passthrough,
     /// Whether a mount that a killed daemon left behind is detached first.
     pub take_over: bool,
@@ -69,6 +72,7 @@ impl MountOptions {
         MountOptions {
             path: path.into(),
             allow_other: false,
+            owners: OwnerDefaults::default(),
             passthrough: Passthrough::default(),
             take_over: true,
             threads: 4,
@@ -282,7 +286,7 @@ impl Start<'_> {
         let took_over = beneath.is_some();
         let (path, attached) = match beneath {
             Some(attached) => (mount::resolve_point(&options.path)?, attached),
-            None => attach(options)?,
+            None => attach(options, self.store.files_dir())?,
         };
         let Attached { device, detach } = attached;
         let former = FormerMounts::begin(self.store.dir(), processes::device(detach.device()));
@@ -496,7 +500,7 @@ fn set_mode(edge: &Edge, coherence: Coherence) {
 }
 
 /// Attaches to the mount point after whatever a killed daemon left there is gone.
-fn attach(options: &MountOptions) -> Result<(PathBuf, Attached), MountError> {
+fn attach(options: &MountOptions, files: &Path) -> Result<(PathBuf, Attached), MountError> {
     let failed = |operation| {
         move |source: io::Error| MountError::Io {
             operation,
@@ -509,6 +513,13 @@ fn attach(options: &MountOptions) -> Result<(PathBuf, Attached), MountError> {
     }
     fs::create_dir_all(&options.path).map_err(failed("create"))?;
     let path = fs::canonicalize(&options.path).map_err(failed("resolve"))?;
+    let root = mount_root::Root {
+        files,
+        owners: options.owners,
+        allow_other: options.allow_other,
+    };
+    root.follow(&path)
+        .map_err(failed("give an owner to the root of"))?;
     let attached = mount::attach(&path, options.allow_other)?;
     Ok((path, attached))
 }

@@ -70,6 +70,7 @@ fn request(query: &Query, headers: &HeaderMap) -> Request {
         abilities: Abilities {
             acknowledges: features::has(text(headers, header::FEATURES), features::ACK),
             candidate: features::has(text(headers, header::FEATURES), features::CANDIDATE),
+            takes_owners: features::has(text(headers, header::FEATURES), features::OWNERS),
         },
         filter: filter
             .split(',')

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Role, StoreOptions};
+use engine::{OwnerDefaults, Role, StoreOptions};
 
 use super::NodeError;
 use crate::config::{self, Config, Durability};
@@ -35,8 +35,17 @@ pub(super) fn store(config: &Config, ledger: &Arc<Ledger>) -> StoreOptions {
             Durability::Follow | Durability::Replicated => engine::Durability::Follow,
         },
         compress: config.data.compress,
+        owners: owners(&config.fuse),
         seal: true,
         ..defaults
+    }
+}
+
+fn owners(fuse: &config::Fuse) -> OwnerDefaults {
+    OwnerDefaults {
+        uid: fuse.uid,
+        gid: fuse.gid,
+        umask: fuse.umask.map(|umask| umask.0),
     }
 }
 
@@ -44,6 +53,7 @@ pub(super) fn mount(config: &Config, skip_unmount: bool) -> MountOptions {
     let fuse = &config.fuse;
     MountOptions {
         allow_other: fuse.allow_other,
+        owners: owners(fuse),
         take_over: !skip_unmount,
         passthrough: match fuse.passthrough {
             config::Passthrough::Auto => Passthrough::Auto,

@@ -3,12 +3,12 @@
 //! Blocking: reads the log and snapshots. Decides by position alone, so that it does not matter how the replica came to
 //! be where it is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{Database, DbName, Record, Store};
+use engine::{Database, DbName, Owner, Record, Store};
 use litefs_api::NodeId;
 use ltx::{Pos, Txid};
 
@@ -34,10 +34,19 @@ pub(super) struct CatchUp {
     pub(super) positions: PositionMap,
     /// Databases of which this stream has sent records.
     pub(super) begun: BTreeSet<DbName>,
+    /// What the replica was told of owners, and up to which change of them.
+    pub(super) owners: HashMap<DbName, Told>,
     /// Room for a small record.
     pub(super) record: Vec<u8>,
     pub(super) snapshot_timeout: Option<Duration>,
     pub(super) counter: Option<(DbName, &'static str, metrics::Counter)>,
+}
+
+/// To whom a database belongs, as the replica was told.
+pub(super) struct Told {
+    /// The count of changes when it was looked at.
+    changes: u64,
+    owners: Option<Vec<Owner>>,
 }
 
 /// Why a stream cannot go on.
@@ -97,6 +106,7 @@ impl CatchUp {
         let Some(db) = self.store.database(name) else {
             return self.unknown(name).map(|()| Turn::Finished);
         };
+        self.tell_owners(name)?;
         let mut has = self.positions.get(name.as_str()).copied().unwrap_or(Pos::ZERO);
         let mut records = 0;
         let turn = loop {
@@ -122,6 +132,29 @@ impl CatchUp {
             self.positions.insert(name.to_string(), has);
         }
         Ok(turn)
+    }
+
+    /// Before the records: what is private is so from its first byte on.
+    fn tell_owners(&mut self, name: &DbName) -> Result<(), StreamBroken> {
+        let changes = self.store.owner_changes();
+        let told = self.owners.get(name);
+        if !self.replica.takes_owners
+            || told.is_some_and(|told| told.changes == changes && told.owners.is_some())
+        {
+            return Ok(());
+        }
+        let owners = self.store.owners(name);
+        let is_news = owners.is_some() && told.is_none_or(|told| told.owners != owners);
+        if let (true, Some(owners)) = (is_news, owners.clone()) {
+            Frame::Owners {
+                name: name.to_string(),
+                owners,
+            }
+            .encode(self.sink.buffer());
+            self.sink.spill()?;
+        }
+        self.owners.insert(name.clone(), Told { changes, owners });
+        Ok(())
     }
 
     /// LiteFS tells a replica so, and the replica does nothing about it.

@@ -9,14 +9,17 @@ pub const ACK: &str = "ack";
 /// The replica may be given the lease: it is a candidate, and its disk has not failed.
 pub const CANDIDATE: &str = "candidate";
 
+/// The replica takes `Owners` frames.
+pub const OWNERS: &str = "owners";
+
 /// What a primary of this version can do.
 pub const ALL: &str = ACK;
 
 /// What a replica of this version can do.
 pub fn of_replica(candidate: bool) -> String {
     match candidate {
-        true => format!("{ACK},{CANDIDATE}"),
-        false => ACK.to_owned(),
+        true => format!("{ACK},{OWNERS},{CANDIDATE}"),
+        false => format!("{ACK},{OWNERS}"),
     }
 }
 
@@ -36,6 +39,7 @@ mod tests {
         assert!(!has(None, ACK));
         assert!(has(Some(ALL), ACK));
         assert!(has(Some(&of_replica(true)), ACK) && has(Some(&of_replica(true)), CANDIDATE));
+        assert!(has(Some(&of_replica(false)), OWNERS) && has(Some(&of_replica(true)), OWNERS));
         assert!(has(Some(&of_replica(false)), ACK) && !has(Some(&of_replica(false)), CANDIDATE));
     }
 }

@@ -252,6 +252,11 @@ impl Receiver {
                 Frame::DropDb { name } => {
                     tracing::debug!(db = %name, "the primary does not know this database")
                 }
+                Frame::Owners { name, owners } => {
+                    if let Ok(db) = name.parse::<DbName>() {
+                        self.follower.store.take_owners(&db, &owners);
+                    }
+                }
                 // There is no backup here that could make use of it.
                 Frame::Hwm { .. } => {}
                 Frame::Ack { .. } => return Err(FollowError::Confused),

@@ -5,6 +5,7 @@
 use std::io::{self, Read};
 
 use bytes::{BufMut, BytesMut};
+use engine::Owner;
 use ltx::{Checksum, Pos, Txid};
 
 /// Longest database name on the wire, that of `engine::DbName`.
@@ -21,6 +22,7 @@ const HWM: u32 = 6;
 const HEARTBEAT: u32 = 7;
 /// Ours. Far from LiteFS's numbers, of which there may be more one day.
 const ACK: u32 = 0x4c46_0001;
+const OWNERS: u32 = 0x4c46_0002;
 
 /// One frame. An `Ltx` frame is followed by a chunked LTX file (`chunk`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +43,8 @@ pub enum Frame {
     Heartbeat { timestamp_ms: i64 },
     /// Ours, from replica to primary: the database is durably at this position.
     Ack { name: String, position: Pos },
+    /// Ours: to whom the directories of the database belong, outermost first, and its main file.
+    Owners { name: String, owners: Vec<Owner> },
 }
 
 /// Why bytes are not a frame.
@@ -108,6 +112,16 @@ impl Frame {
                 out.put_u64(position.post_apply.0);
                 put_text(out, name);
             }
+            Frame::Owners { name, owners } => {
+                out.put_u32(OWNERS);
+                put_text(out, name);
+                out.put_u32(owners.len() as u32);
+                for Owner { uid, gid, mode } in owners {
+                    out.put_u32(*uid);
+                    out.put_u32(*gid);
+                    out.put_u32(*mode);
+                }
+            }
         }
     }
 
@@ -148,6 +162,10 @@ impl Frame {
                     name: read_name(source)?,
                 }
             }
+            OWNERS => Frame::Owners {
+                name: read_name(source)?,
+                owners: read_owners(source)?,
+            },
             unknown => return Err(FrameError::UnknownType(unknown)),
         };
         Ok(Some(frame))
@@ -166,6 +184,27 @@ impl Frame {
             Err(error) => Err(error),
         }
     }
+}
+
+fn read_owners(source: &mut impl Read) -> Result<Vec<Owner>, FrameError> {
+    let count = read_u32(source)?;
+    // A name has no more parts than characters.
+    if count as usize > MAX_NAME {
+        return Err(FrameError::TooLong {
+            what: "list of owners",
+            len: count,
+            limit: MAX_NAME,
+        });
+    }
+    let mut owners = Vec::new();
+    for _ in 0..count {
+        owners.push(Owner {
+            uid: read_u32(source)?,
+            gid: read_u32(source)?,
+            mode: read_u32(source)?,
+        });
+    }
+    Ok(owners)
 }
 
 pub(super) fn put_text(out: &mut BytesMut, text: &str) {
@@ -347,6 +386,13 @@ mod tests {
             (name, any::<u64>(), any::<u64>()).prop_map(|(name, txid, checksum)| Frame::Ack {
                 name,
                 position: Pos::new(Txid(txid), Checksum(checksum)),
+            }),
+            (name, proptest::collection::vec(any::<(u32, u32, u32)>(), 0..5)).prop_map(|(name, owners)| {
+                let owner = |(uid, gid, mode)| Owner { uid, gid, mode };
+                Frame::Owners {
+                    name,
+                    owners: owners.into_iter().map(owner).collect(),
+                }
             }),
         ]
     }

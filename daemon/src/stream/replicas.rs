@@ -35,6 +35,8 @@ pub struct Replica {
     /// Whether it can be given the lease, as far as is known.
     pub candidate: bool,
     acknowledges: bool,
+    /// Whether it is told to whom databases belong.
+    pub takes_owners: bool,
     order: watch::Sender<Order>,
     progress: watch::Sender<Progress>,
 }
@@ -46,6 +48,8 @@ pub struct Abilities {
     pub acknowledges: bool,
     /// It can be given the lease.
     pub candidate: bool,
+    /// It gives databases the owners that they have here.
+    pub takes_owners: bool,
 }
 
 /// How far a replica is.
@@ -164,6 +168,7 @@ impl Replicas {
             hostname,
             candidate: abilities.candidate,
             acknowledges: abilities.acknowledges,
+            takes_owners: abilities.takes_owners,
             order: watch::Sender::new(table.first_order.clone()),
             progress: watch::Sender::new(progress),
         });
@@ -251,6 +256,7 @@ mod tests {
     const ACKS: Abilities = Abilities {
         acknowledges: true,
         candidate: false,
+        takes_owners: false,
     };
     const SHORT: Duration = Duration::from_millis(10);
 

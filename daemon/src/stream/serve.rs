@@ -3,7 +3,7 @@
 //! Waits for changes, sends what the replica lacks, and a heartbeat each second. Answers orders of the elector: a role
 //! that ends is not noticed by accident. Errors end the stream; they are never written into it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -215,6 +215,7 @@ impl Session {
             sink: self.sink.blocking(),
             positions,
             begun: BTreeSet::new(),
+            owners: HashMap::new(),
             record: Vec::new(),
             snapshot_timeout: self.source.snapshot_timeout,
             counter: None,

@@ -94,20 +94,12 @@ impl Backing {
             return Ok(file);
         }
         let (name, path) = (&self.names[side as usize], &self.paths[side as usize]);
-        let place = if side == Side::Database {
-            self.tree
-                .make_place(name)
-                .map_err(Error::io("backing.mkdir", path))?
-        } else {
+        if side != Side::Database {
             create_like(&self.tree, name, &self.names[Side::Database as usize])
                 .map_err(Error::io("backing.create", path))?;
-            self.tree.place(name).map_err(Error::io("backing.create", path))?
-        };
-        let mut options = OpenOptions::new();
-        let file = place
-            .open(options.read(true).write(true).create(true).truncate(false))
-            .map_err(Error::io("backing.create", path))?;
-        let file = Arc::new(file);
+        }
+        let file = self.tree.make_file(name);
+        let file = Arc::new(file.map_err(Error::io("backing.create", path))?);
         self.open[side as usize] = Some(file.clone());
         Ok(file)
     }

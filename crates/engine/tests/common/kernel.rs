@@ -183,6 +183,7 @@ impl Kernel for TestKernel {
     }
 
     fn invalidate_entry(&self, _: &DbName, _: Side) {}
+    fn invalidate_attributes(&self, _: &Path) {}
     fn invalidate_position(&self, _: &DbName) {}
 
     fn checkpoint(&self, db: &DbName, mode: CheckpointMode) -> io::Result<CheckpointResult> {

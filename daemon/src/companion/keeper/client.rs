@@ -403,7 +403,8 @@ fn hear(socket: &OwnedFd, openers: &Sender<io::Result<OpenerSocket>>, keeper: &s
 
 /// Is let in by the keeper of the directory. One that was just ending when it was found is replaced.
 fn enter(dir: &Path, options: &KeeperOptions) -> Result<(OwnedFd, Welcomed), KeeperError> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
+    // From when the first one had ended: its end may have taken as long.
+    let mut deadline = None;
     loop {
         let socket = find(dir, options)?;
         let entered = match say_hello(&socket, options) {
@@ -411,7 +412,11 @@ fn enter(dir: &Path, options: &KeeperOptions) -> Result<(OwnedFd, Welcomed), Kee
             Err(_) => Err(KeeperError::Ended { path: dir.to_owned() }),
         };
         match entered {
-            Err(KeeperError::Ended { .. }) if Instant::now() < deadline => thread::sleep(RETRY),
+            Err(KeeperError::Ended { .. })
+                if Instant::now() < *deadline.get_or_insert_with(|| Instant::now() + LOCK_PATIENCE) =>
+            {
+                thread::sleep(RETRY);
+            }
             entered => return entered.map(|welcomed| (socket, welcomed)),
         }
     }
