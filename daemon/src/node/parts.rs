@@ -78,6 +78,14 @@ impl Parts {
             pinned.map_err(|source| NodeError::DataDir { path: files, source })?;
         }
         let server = bind(config, inheritance.is_some()).await?;
+        if inheritance.is_none() {
+            // A mount that is there already must not end because of the lease service.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(Progress::Interrupted),
+                opened = lease.open() => opened?,
+            }
+        }
         let succession = succession(keeper.ledger(), inheritance.is_some() && config.lease.candidate);
         let store = self.open(config, &keeper, &succession).await?;
         if stop.is_cancelled() {
