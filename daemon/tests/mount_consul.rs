@@ -39,7 +39,7 @@ impl Node {
             .args(["mount", "-config"])
             .arg(dir.path().join("litefs.yml"));
         if let Some(trusted) = trusted {
-            command.env("SSL_CERT_FILE", trusted);
+            command.env("SSL_CERT_FILE", trusted).env_remove("SSL_CERT_DIR");
         }
         let mut child = command
             .stdout(Stdio::null())
@@ -240,7 +240,7 @@ fn the_environment_names_the_certificates_to_trust() {
     let (code, log) = Node::start(&url, Some(&other)).end();
     assert_eq!(code, Some(1), "{log}");
     assert!(
-        log.contains("/app: register catalog node: TLS: the certificate is of an unknown issuer"),
+        log.contains("/app: register catalog node: TLS: nobody who is trusted has signed the certificate"),
         "{log}"
     );
     assert!(

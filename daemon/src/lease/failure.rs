@@ -47,8 +47,8 @@ pub enum Failure {
 /// Why there is no secure connection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsFailure {
-    #[error("the certificate is of an unknown issuer")]
-    UnknownIssuer,
+    #[error("nobody who is trusted has signed the certificate")]
+    Untrusted,
     #[error("the certificate is for another name ({0})")]
     OtherName(String),
     #[error("the certificate is not valid at this time ({0})")]
@@ -92,9 +92,9 @@ impl Failure {
                 "check the token (the password in `lease.consul.url`, or CONSUL_HTTP_TOKEN) and that its policy allows to write keys and \
                  sessions, and nodes where the URL has a path"
             }
-            Failure::Status { status: 300..=399, .. } => {
-                "write the URL that it redirects to into `lease.consul.url`"
-            }
+            Failure::Status {
+                status: 300..=399, ..
+            } => "write the URL that it redirects to into `lease.consul.url`",
             Failure::Status { status: 500.., .. } => "the service has a problem of its own: see its log",
             Failure::Status { .. } => {
                 "check that `lease.consul.url` and `lease.consul.key` are what Consul takes"
@@ -107,7 +107,7 @@ impl Failure {
 impl TlsFailure {
     fn hint(&self) -> &'static str {
         match self {
-            TlsFailure::UnknownIssuer => {
+            TlsFailure::Untrusted => {
                 "add the certificate of the issuer to those of the system, or name a file that has it in the environment variable \
                  SSL_CERT_FILE, and start again"
             }

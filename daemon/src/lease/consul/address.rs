@@ -98,7 +98,9 @@ mod tests {
         assert_eq!(token("https://:a%2Fb%3D+c@consul"), "a/b=+c");
         assert_eq!(token("https://user:t0ken@consul"), "t0ken");
         assert_eq!(token("https://consul"), "environment");
-        assert!(address("https://user:@consul").token().is_none());
+        assert_eq!(token("https://user:@consul"), "environment");
+        let none = Address::new(&"https://consul".parse().unwrap(), Some(String::new())).unwrap();
+        assert!(none.token().is_none());
     }
 
     #[test]

@@ -202,7 +202,8 @@ fn tls_failure(error: &rustls::Error) -> TlsFailure {
     use CertificateError as Certificate;
     match error {
         rustls::Error::InvalidCertificate(error) => match error {
-            Certificate::UnknownIssuer => TlsFailure::UnknownIssuer,
+            // The second is that of an issuer by the name of one who is trusted: a certificate authority that was made anew.
+            Certificate::UnknownIssuer | Certificate::BadSignature => TlsFailure::Untrusted,
             Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => {
                 TlsFailure::OtherName(error.to_string())
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -22,7 +22,12 @@ struct Authority {
 
 impl Authority {
     fn new() -> Self {
+        Self::by_name("authority")
+    }
+
+    fn by_name(name: &str) -> Self {
         let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap().der().clone();
@@ -102,16 +107,18 @@ async fn consul_over_tls_conforms() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_an_unknown_issuer_is_refused_by_name() {
+async fn a_certificate_that_nobody_who_is_trusted_has_signed_is_refused() {
     let consul = Authority::new().consul(LOCALHOST).await;
     let lease = Authority::new().lease(&secure(&consul));
-    let failure = failure(&lease, consul.port()).await;
-    assert_eq!(failure, Failure::Tls(TlsFailure::UnknownIssuer));
+    let untrusted = Failure::Tls(TlsFailure::Untrusted);
+    assert_eq!(failure(&lease, consul.port()).await, untrusted);
+    let stranger = Authority::by_name("stranger").lease(&secure(&consul));
+    assert_eq!(failure(&stranger, consul.port()).await, untrusted);
     let message = lease.open().await.unwrap_err().to_string();
     assert_eq!(
         message,
         format!(
-            "lease service https://{LOCALHOST}:{}/app: register catalog node: TLS: the certificate is of an unknown issuer",
+            "lease service https://{LOCALHOST}:{}/app: register catalog node: TLS: nobody who is trusted has signed the certificate",
             consul.port()
         )
     );
