@@ -117,7 +117,7 @@ enum RoundError {
     WrongCluster { service: String, local: String },
     #[error("write to the data directory: {0}")]
     Note(std::io::Error),
-    #[error("the lease was free and this node cannot become primary: {0}")]
+    #[error("cannot become primary: {0}")]
     Begin(Box<RoundError>),
 }
 
