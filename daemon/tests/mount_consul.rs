@@ -28,12 +28,7 @@ impl Node {
     /// `trusted`: a file of certificates instead of those of the system.
     fn start(url: &str, trusted: Option<&Path>) -> Node {
         let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().display();
-        let text = format!(
-            "data: {{dir: {root}/data}}\nfuse: {{dir: {root}/mnt}}\nhttp: {{addr: '127.0.0.1:0'}}\n\
-             lease: {{type: consul, candidate: false, hostname: one, reconnect-delay: 50ms, consul: {{url: '{url}', key: primary}}}}\n"
-        );
-        std::fs::write(dir.path().join("litefs.yml"), text).unwrap();
+        configure(dir.path(), url);
         let mut command = Command::new(env!("CARGO_BIN_EXE_litefs"));
         command
             .args(["mount", "-config"])
@@ -85,8 +80,18 @@ impl Node {
         (code, rest.join("\n"))
     }
 
+    /// Has the node go on with this URL.
+    fn reload(&self, url: &str) {
+        configure(self.dir.path(), url);
+        self.signal(Signal::SIGHUP);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
     fn stop(self) {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).unwrap();
+        self.signal(Signal::SIGTERM);
         let (code, log) = self.end();
         assert_eq!(code, Some(0), "{log}");
     }
@@ -98,6 +103,15 @@ impl Drop for Node {
         let _ = self.child.wait();
         let _ = nix::mount::umount2(&self.mount(), nix::mount::MntFlags::MNT_DETACH);
     }
+}
+
+fn configure(dir: &Path, url: &str) {
+    let root = dir.display();
+    let text = format!(
+        "data: {{dir: {root}/data}}\nfuse: {{dir: {root}/mnt}}\nhttp: {{addr: '127.0.0.1:0'}}\n\
+         lease: {{type: consul, candidate: false, hostname: one, reconnect-delay: 50ms, consul: {{url: '{url}', key: primary}}}}\n"
+    );
+    std::fs::write(dir.join("litefs.yml"), text).unwrap();
 }
 
 fn hear(stderr: ChildStderr) -> Receiver<String> {
@@ -251,4 +265,32 @@ fn the_environment_names_the_certificates_to_trust() {
     let (code, log) = Node::start(&url, Some(&dir.path().join("missing.pem"))).end();
     assert_eq!(code, Some(1), "{log}");
     assert!(log.contains("no certificates to trust for https://"), "{log}");
+}
+
+#[test]
+fn a_reload_does_not_end_the_mount_because_of_consul() {
+    let missing = Path::new("/nowhere/missing.pem");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    serve(listener, None);
+    let node = Node::start(&format!("http://{address}/app"), Some(missing));
+    node.line("waiting to connect to cluster");
+    let open = std::fs::File::open(node.mount()).unwrap();
+
+    // One that can never take part changes nothing.
+    node.reload(&format!("https://{address}/app"));
+    let error = node.line("ERROR: ");
+    assert!(error.contains("no certificates to trust for https://"), "{error}");
+    node.line("the running one goes on");
+    open.metadata().unwrap();
+
+    // One whose Consul is not there at the moment takes over all the same.
+    let nobody = free_address();
+    node.reload(&format!("http://{nobody}/app"));
+    let trouble = node.line("cannot take part in the cluster");
+    assert!(trouble.contains(&format!("http://{nobody}/app")), "{trouble}");
+    open.metadata().unwrap();
+    assert!(node.is_mounted());
+    drop(open);
+    node.stop();
 }
