@@ -69,6 +69,9 @@ fn header(token: &str, shown: &str) -> Result<HeaderValue> {
 
 #[cfg(test)]
 mod tests {
+    use hyper::Uri;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn address(url: &str) -> Address {
@@ -111,6 +114,17 @@ mod tests {
             message.contains("https://consul") && !message.contains("t0ken"),
             "{message}"
         );
+    }
+
+    proptest! {
+        #[test]
+        fn every_key_and_query_can_be_asked_for(key in any::<String>(), query in "[^#]*") {
+            let base = format!("https://consul/prefix?{query}").parse::<Url>();
+            let address = Address::new(&base.unwrap(), None).unwrap();
+            let url = address.call(&format!("kv/{key}"), &[("cas", key.clone())]);
+            prop_assert!(url.as_str().parse::<Uri>().is_ok(), "{url}");
+            prop_assert_eq!(url.host_str(), Some("consul"));
+        }
     }
 
     #[test]

@@ -117,7 +117,7 @@ impl Http {
 
     async fn exchange(&self, call: Call<'_>) -> std::result::Result<Answer, Failure> {
         let operation = call.operation;
-        let response = self.client.request(self.request(call)).await.map_err(failure)?;
+        let response = self.client.request(self.request(call)?).await.map_err(failure)?;
         let (head, body) = Response::into_parts(response);
         let body = Limited::new(body, LONGEST_BODY).collect().await;
         let body = body.map_err(|error| match find::<io::Error>(&*error) {
@@ -134,7 +134,7 @@ impl Http {
         })
     }
 
-    fn request(&self, call: Call<'_>) -> Request<Full<Bytes>> {
+    fn request(&self, call: Call<'_>) -> std::result::Result<Request<Full<Bytes>>, Failure> {
         let url = self.address.call(call.path, call.query);
         let mut request = Request::builder().method(call.method).uri(url.as_str());
         if let Some(token) = self.address.token() {
@@ -148,9 +148,10 @@ impl Http {
                 value.to_string().into()
             }
         };
+        // Fails for a URL that is too long for anybody.
         request
             .body(Full::new(body))
-            .expect("a URL is a URI, and the token a header")
+            .map_err(|error| Failure::Connect(error.to_string()))
     }
 }
 
