@@ -70,12 +70,14 @@ async fn live(options: Options) -> Result<ExitCode, NodeError> {
         link,
     } = options;
     let (stop, link) = (hear_signals()?, Arc::new(link));
+    // Before the daemon that runs makes room for one that can never take part.
+    let lease = setup::lease(&config)?;
     if !await_turn(&link, &stop).await {
         return Ok(ExitCode::SUCCESS);
     }
     let successor = hear_of_successor(link.clone());
     let mut parts = Parts::new(link);
-    let started = parts.start(&config, skip_unmount, &stop).await;
+    let started = parts.start(&config, lease, skip_unmount, &stop).await;
     let outcome = match started {
         Ok(Progress::Done) => {
             say!("waiting for signal or subprocess to exit");

@@ -200,6 +200,15 @@ fn validation_names_what_is_missing() {
     assert!(invalid(&text).contains("below the fuse directory"));
     assert!(invalid("lease: {type: consul}").contains("consul URL required"));
     assert!(invalid("lease: {type: consul, consul: {url: 'http://x'}}").contains("consul key required"));
+    for url in ["consul:8500", "tcp://:t0ken@consul", "https://:t0ken@"] {
+        let refused = invalid(&format!(
+            "lease: {{type: consul, consul: {{url: '{url}', key: k}}}}"
+        ));
+        assert!(
+            refused.contains("invalid consul URL") && !refused.contains("t0ken"),
+            "{refused}"
+        );
+    }
     assert!(invalid("lease: {type: static, advertise-url: 'ftp://x'}").contains("invalid URL scheme"));
     assert!(invalid("lease: {type: static, databases: [a]}").contains("replication filter on candidate"));
     assert!(invalid("lease: {type: static}\nproxy: {target: 'x:1'}").contains("proxy bind address required"));

@@ -139,8 +139,14 @@ fn consul(config: &Config) -> Result<(), ConfigError> {
     if consul.url.is_empty() {
         return invalid("lease.consul.url", "consul URL required");
     }
-    if let Err(error) = url::Url::parse(&consul.url) {
-        return invalid("lease.consul.url", format!("invalid consul URL: {error}"));
+    // The URL is not repeated: it may have a token.
+    match url::Url::parse(&consul.url) {
+        Err(error) => return invalid("lease.consul.url", format!("invalid consul URL: {error}")),
+        Ok(url) if !matches!(url.scheme(), "http" | "https") => {
+            let reason = "invalid consul URL: its scheme must be http or https, as in http://localhost:8500";
+            return invalid("lease.consul.url", reason);
+        }
+        Ok(_) => {}
     }
     if consul.key.is_empty() {
         return invalid("lease.consul.key", "consul key required");

@@ -38,7 +38,7 @@ fn held(acquired: Acquired) -> Grant {
 }
 
 /// A node takes a free lease, keeps it, records the cluster's state, lets go of it, and another takes its place.
-async fn conforms(lease: &dyn Lease, rival: &dyn Lease) {
+pub(super) async fn conforms(lease: &dyn Lease, rival: &dyn Lease) {
     assert_eq!(lease.holder().await.unwrap().holder, None);
     let grant = held(lease.acquire(&holder("one", 1)).await.unwrap());
     assert!(grant.deadline.remaining() > Duration::ZERO);

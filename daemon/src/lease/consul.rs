@@ -4,22 +4,29 @@
 //! lives at least its time-to-live after the last renewal, often nearly twice as long, so that nothing here takes the
 //! session's end for a clock: a holder stops by its own (`Fence`).
 
+mod address;
 mod api;
+mod http;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use rustls::RootCertStore;
 use url::Url;
 
 use super::clock::BootTime;
-use super::types::{Acquired, ClusterState, Grant, Holder, LeaseError, Recorded, Sighting};
-use super::{Lease, Result};
+use super::types::{Acquired, ClusterState, Grant, Holder, Recorded, Sighting};
+use super::{Lease, LeaseError, Result};
+use address::Address;
 use api::{Api, Entry, Write};
+use http::{Http, system_roots};
 
 /// Where the lease is and how long it lasts.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ConsulOptions {
     /// `scheme://[user:TOKEN@]host[/prefix]`.
     pub url: Url,
@@ -48,7 +55,14 @@ struct Session {
 }
 
 impl ConsulLease {
+    /// With `https`, Consul's certificate is checked against those that the system trusts now.
     pub fn new(options: ConsulOptions) -> Result<Self> {
+        let address = Address::new(&options.url, std::env::var("CONSUL_HTTP_TOKEN").ok())?;
+        let roots = system_roots(&address)?;
+        Ok(Self::with(options, address, roots))
+    }
+
+    fn with(options: ConsulOptions, address: Address, roots: RootCertStore) -> Self {
         let prefix = options.url.path().trim_matches('/').to_string();
         let join = |name: &str| {
             if prefix.is_empty() {
@@ -57,14 +71,15 @@ impl ConsulLease {
                 format!("{prefix}/{name}")
             }
         };
-        Ok(ConsulLease {
-            api: Api::new(&options.url, call_timeout(options.ttl))?,
+        let timeout = call_timeout(options.ttl);
+        ConsulLease {
+            api: Api::new(Http::new(address, roots, timeout), timeout),
             key: join(&options.key),
             ttl: options.ttl,
             lock_delay: options.lock_delay,
             node: (!prefix.is_empty()).then(|| join("litefs")),
             spare: Mutex::new(None),
-        })
+        }
     }
 
     fn cluster_id_key(&self) -> String {
@@ -191,6 +206,17 @@ impl Lease for ConsulLease {
         self.ttl
     }
 
+    /// As with LiteFS, a Consul that is shared, where the URL has a prefix, is asked before anything starts.
+    fn open(&self) -> BoxFuture<'_, Result<()>> {
+        async {
+            match &self.node {
+                Some(node) => self.api.register_node(node).await,
+                None => Ok(()),
+            }
+        }
+        .boxed()
+    }
+
     fn holder(&self) -> BoxFuture<'_, Result<Sighting>> {
         async { Ok(sighting(self.api.get(&self.key).await?)) }.boxed()
     }
@@ -237,13 +263,9 @@ impl Lease for ConsulLease {
             let Some(entry) = self.api.get(&self.state_key()).await?.entry else {
                 return Ok(Recorded::default());
             };
-            // Guessing at a damaged record could put a node in charge that lacks transactions.
-            let state = serde_json::from_slice(&entry.value).map_err(|error| LeaseError::Unavailable {
-                operation: "read the cluster's recorded state",
-                reason: format!(
-                    "{} is damaged ({error}); delete it to start over without it",
-                    self.state_key()
-                ),
+            let state = serde_json::from_slice(&entry.value).map_err(|error| {
+                self.api
+                    .damaged("read the cluster's recorded state", self.state_key(), error)
             })?;
             Ok(Recorded {
                 state: Some(state),

@@ -26,7 +26,7 @@ mod track;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::{Database, Role, Store};
 use litefs_api::{NodeId, Position};
@@ -37,7 +37,7 @@ pub use resume::Resumed;
 use step_down::Trouble;
 pub use stop::{Ending, Stop};
 
-use super::{Backoff, Fence, Holder, Lease, LeaseError, Sighting, Standing, kept};
+use super::{Backoff, Fence, Holder, Lease, LeaseError, Repetition, Sighting, Standing, kept};
 use crate::lag::Lag;
 use crate::leadership::Leadership;
 use crate::stream::Replicas;
@@ -71,6 +71,8 @@ pub struct Elector {
     commands: mpsc::Receiver<Command>,
     stop: Stop,
     backoff: Backoff,
+    /// Rounds that failed since this node took part last.
+    failures: Repetition,
     /// The term to go on with, until that has begun.
     resumed: Option<Resumed>,
     /// Nobody writes to the store on behalf of a stream when this is done.
@@ -116,6 +118,22 @@ enum RoundError {
     WrongCluster { service: String, local: String },
     #[error("write to the data directory: {0}")]
     Note(std::io::Error),
+    #[error("cannot become primary: {0}")]
+    Begin(Box<RoundError>),
+}
+
+impl RoundError {
+    /// What to do about it, if there is something to do.
+    fn hint(&self) -> Option<&'static str> {
+        match self {
+            RoundError::Lease(error) => error.hint(),
+            RoundError::Begin(error) => error.hint(),
+            RoundError::WrongCluster { .. } => {
+                Some("set another `lease.consul.key`, or start with an empty `data.dir` to join that cluster")
+            }
+            RoundError::Store(_) | RoundError::Note(_) => None,
+        }
+    }
 }
 
 impl Elector {
@@ -149,6 +167,7 @@ impl Elector {
             commands,
             stop,
             backoff,
+            failures: Repetition::default(),
             resumed,
             receiving: Arc::default(),
             passed_on: None,
@@ -181,7 +200,10 @@ impl Elector {
                 Ok(Next::Pause(sighting)) => self.pause(sighting).await,
                 Ok(Next::Again) => tokio::time::sleep(FIRST_PAUSE).await,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot take part in the cluster, trying again");
+                    if let Some(line) = self.failures.failed(&error, Instant::now()) {
+                        let (hint, unlogged) = (error.hint(), line.unlogged);
+                        tracing::warn!(%error, hint, unlogged, "cannot take part in the cluster, trying again");
+                    }
                     self.pause(None).await;
                 }
             }
@@ -283,8 +305,16 @@ impl Elector {
         }
     }
 
+    /// The lease service did all that this node's present part takes.
+    fn takes_part(&mut self) {
+        if let Some(over) = self.failures.worked(Instant::now()) {
+            tracing::info!(after = ?over.after, attempts = over.attempts, "taking part in the cluster again");
+        }
+    }
+
     /// Waits for the lease to change, a command or the end.
     async fn wait(&mut self, sighting: Sighting, limit: Duration) -> Next {
+        self.takes_part();
         let lease = Arc::clone(&self.lease);
         let changed = async {
             if lease.changed(&sighting, limit).await.is_err() {

@@ -13,9 +13,12 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
+use rustls::ServerConfig;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
+use tokio_rustls::TlsAcceptor;
 
 use crate::config::GoDuration;
 
@@ -32,6 +35,8 @@ struct Consul {
     changed: Notify,
     /// While true, no request is answered: a partition that drops packets.
     silent: watch::Sender<bool>,
+    /// What requests must have in their header to be allowed; anything if there is none.
+    token: Mutex<Option<String>>,
 }
 
 #[derive(Default)]
@@ -59,18 +64,32 @@ type Answer = Response<Full<Bytes>>;
 
 impl Imitation {
     pub(crate) async fn start() -> Self {
+        Self::serve(None).await
+    }
+
+    /// One that speaks TLS.
+    pub(crate) async fn start_secure(tls: ServerConfig) -> Self {
+        Self::serve(Some(TlsAcceptor::from(Arc::new(tls)))).await
+    }
+
+    async fn serve(tls: Option<TlsAcceptor>) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let consul = Arc::new(Consul::default());
         let served = Arc::clone(&consul);
         let accept = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let consul = Arc::clone(&served);
+                let (consul, tls) = (Arc::clone(&served), tls.clone());
                 tokio::spawn(async move {
-                    let service =
-                        hyper::service::service_fn(move |request| answer(Arc::clone(&consul), request));
-                    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                    match tls {
+                        None => converse(consul, stream).await,
+                        // A client that does not trust the certificate is gone.
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                converse(consul, stream).await;
+                            }
+                        }
+                    }
                 });
             }
         });
@@ -83,6 +102,15 @@ impl Imitation {
 
     pub(crate) fn url(&self) -> url::Url {
         format!("http://{}", self.address).parse().unwrap()
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Refuses requests without this token from now on.
+    pub(crate) fn require_token(&self, token: &str) {
+        *self.consul.token.lock() = Some(token.to_string());
     }
 
     /// Answers nothing from now on, or answers again.
@@ -204,12 +232,27 @@ impl State {
     }
 }
 
+async fn converse(consul: Arc<Consul>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    let service = hyper::service::service_fn(move |request| answer(Arc::clone(&consul), request));
+    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+}
+
 async fn answer(consul: Arc<Consul>, request: Request<Incoming>) -> Result<Answer, hyper::Error> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
     let mut silent = consul.silent.subscribe();
     // The sender lives as long as the imitation, so that waiting fails only at its end.
     let _ = silent.wait_for(|silent| !silent).await;
+    let token = parts.headers.get("x-consul-token");
+    if consul
+        .token
+        .lock()
+        .as_ref()
+        .is_some_and(|required| token.is_none_or(|token| token != required))
+    {
+        return Ok(status(StatusCode::FORBIDDEN, "Permission denied\nand more lines"));
+    }
     let query: HashMap<String, String> =
         url::form_urlencoded::parse(parts.uri.query().unwrap_or("").as_bytes())
             .into_owned()

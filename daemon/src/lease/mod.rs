@@ -15,8 +15,10 @@ mod clock;
 mod consul;
 pub mod elector;
 mod epoch;
+mod failure;
 mod fence;
 mod kept;
+mod repetition;
 mod standing;
 mod static_lease;
 mod types;
@@ -33,10 +35,12 @@ use futures_util::future::BoxFuture;
 pub use backoff::Backoff;
 pub use clock::BootTime;
 pub use consul::{ConsulLease, ConsulOptions};
+pub use failure::{Failure, LeaseError, TlsFailure};
 pub use fence::{DeadlineCell, Fence};
+pub use repetition::Repetition;
 pub use standing::{Standing, standing};
 pub use static_lease::StaticLease;
-pub use types::{Acquired, ClusterState, Grant, Holder, LeaseError, Recorded, Sighting};
+pub use types::{Acquired, ClusterState, Grant, Holder, Recorded, Sighting};
 
 pub type Result<T> = std::result::Result<T, LeaseError>;
 
@@ -50,6 +54,9 @@ pub trait Lease: Send + Sync {
 
     /// How long a grant is valid after a renewal was sent.
     fn ttl(&self) -> Duration;
+
+    /// Called before a node starts with nothing of it running yet: what fails then is worth no start at all.
+    fn open(&self) -> BoxFuture<'_, Result<()>>;
 
     /// Who holds the lease.
     fn holder(&self) -> BoxFuture<'_, Result<Sighting>>;

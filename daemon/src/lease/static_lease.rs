@@ -7,8 +7,8 @@ use futures_util::future::{BoxFuture, ready};
 use parking_lot::Mutex;
 
 use super::clock::BootTime;
-use super::types::{Acquired, ClusterState, Grant, Holder, LeaseError, Recorded, Sighting};
-use super::{Lease, Result};
+use super::types::{Acquired, ClusterState, Grant, Holder, Recorded, Sighting};
+use super::{Lease, LeaseError, Result};
 
 /// A hundred years: a static lease does not run out.
 const TTL: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -68,6 +68,10 @@ impl Lease for StaticLease {
 
     fn ttl(&self) -> Duration {
         TTL
+    }
+
+    fn open(&self) -> BoxFuture<'_, Result<()>> {
+        ready(Ok(())).boxed()
     }
 
     fn holder(&self) -> BoxFuture<'_, Result<Sighting>> {

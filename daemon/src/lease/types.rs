@@ -73,17 +73,3 @@ pub struct Recorded {
     pub state: Option<ClusterState>,
     pub version: u64,
 }
-
-/// Why a lease service did not do what it was asked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LeaseError {
-    /// Not reachable, too slow, or in trouble itself; worth another try.
-    #[error("lease service: {operation}: {reason}")]
-    Unavailable { operation: &'static str, reason: String },
-    /// The lease, or the record, belongs to somebody else by now.
-    #[error("lease expired")]
-    Gone,
-    /// The back-end cannot do this at all.
-    #[error("{0}")]
-    Unsupported(&'static str),
-}

@@ -52,7 +52,7 @@ impl NodeError {
             }
             NodeError::Store(_) => "check the disk under `data.dir`; `litefs ltx verify` looks into the logs",
             NodeError::Mount(_) => "check `fuse.dir`, and that this process may mount",
-            NodeError::Lease(_) => "check `lease.consul.url`",
+            NodeError::Lease(error) => error.hint().unwrap_or("check `lease.consul.url`"),
             NodeError::Thread => "this is a defect; the log has the details",
             NodeError::MountEnded => "leave the mount to litefs: it goes when litefs stops",
         }

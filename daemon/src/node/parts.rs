@@ -17,7 +17,7 @@ use crate::fuse::{Beside, Mount, Presence};
 use crate::http::Server;
 use crate::launcher::Link;
 use crate::lease::elector::{Ending, Resumed};
-use crate::lease::{DeadlineCell, Fence};
+use crate::lease::{DeadlineCell, Fence, Lease};
 use crate::ledger::Ledger;
 use crate::services::{Services, Succession};
 
@@ -60,10 +60,10 @@ impl Parts {
     pub(super) async fn start(
         &mut self,
         config: &Config,
+        lease: Arc<dyn Lease>,
         skip_unmount: bool,
         stop: &CancellationToken,
     ) -> Result<Progress, NodeError> {
-        let lease = setup::lease(config)?;
         let (dir, options) = (config.data.dir.clone(), keeper_options(config));
         // Waiting for another process is the one step that is not worth finishing.
         let (keeper, mut inheritance) = tokio::select! {
@@ -78,6 +78,14 @@ impl Parts {
             pinned.map_err(|source| NodeError::DataDir { path: files, source })?;
         }
         let server = bind(config, inheritance.is_some()).await?;
+        if inheritance.is_none() {
+            // A mount that is there already must not end because of the lease service.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(Progress::Interrupted),
+                opened = lease.open() => opened?,
+            }
+        }
         let succession = succession(keeper.ledger(), inheritance.is_some() && config.lease.candidate);
         let store = self.open(config, &keeper, &succession).await?;
         if stop.is_cancelled() {

@@ -117,9 +117,9 @@ fn consul(config: &Config) -> Result<ConsulOptions, LeaseError> {
     let url = consul
         .url
         .parse()
-        .map_err(|error: url::ParseError| LeaseError::Unavailable {
-            operation: "read lease.consul.url",
-            reason: error.to_string(),
+        .map_err(|error: url::ParseError| LeaseError::Setup {
+            what: format!("invalid `lease.consul.url`: {error}"),
+            hint: "write a URL such as http://localhost:8500",
         })?;
     Ok(ConsulOptions {
         url,

@@ -1,24 +1,22 @@
-//! The few calls of Consul's HTTP API that a lease takes, each with a time-out.
+//! The few calls of Consul's HTTP API that a lease takes.
 
 use std::time::Duration;
 
 use base64::Engine;
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
-use url::Url;
 
+use super::http::{Answer, Body, Call, Http};
 use crate::config::GoDuration;
-use crate::lease::{LeaseError, Result};
+use crate::lease::{Failure, LeaseError, Result};
 
 /// Consul adds up to a sixteenth of the wait to a blocking query.
 const WAIT_MARGIN: u32 = 16;
 
 /// One Consul agent.
 pub(super) struct Api {
-    http: reqwest::Client,
-    base: Url,
-    token: Option<String>,
+    http: Http,
     timeout: Duration,
 }
 
@@ -75,31 +73,9 @@ impl Found {
 }
 
 impl Api {
-    /// `url` may carry a token as its password; its path is the caller's.
-    pub(super) fn new(url: &Url, timeout: Duration) -> Result<Self> {
-        let unavailable = |reason: String| LeaseError::Unavailable {
-            operation: "set up",
-            reason,
-        };
-        let http = reqwest::Client::builder()
-            .connect_timeout(timeout)
-            .no_proxy()
-            .build();
-        let mut base = url.clone();
-        base.set_path("");
-        let token = url
-            .password()
-            .map(str::to_string)
-            .or_else(|| std::env::var("CONSUL_HTTP_TOKEN").ok());
-        // The token travels in a header of its own. Neither call fails for a URL with a host.
-        let _ = base.set_username("");
-        let _ = base.set_password(None);
-        Ok(Api {
-            http: http.map_err(|error| unavailable(error.to_string()))?,
-            base,
-            token: token.filter(|token| !token.is_empty()),
-            timeout,
-        })
+    /// `timeout` is that of a call that waits for nothing.
+    pub(super) fn new(http: Http, timeout: Duration) -> Self {
+        Api { http, timeout }
     }
 
     pub(super) async fn create_session(
@@ -120,42 +96,33 @@ impl Api {
         if let Some(node) = node {
             session["Node"] = json!(node);
         }
-        let operation = "create session";
-        let response = self
-            .send(
-                operation,
-                self.put_request("session/create").json(&session),
-                self.timeout,
-            )
-            .await?;
-        let session: SessionId = read_json(operation, response).await?;
+        let answer = self.put_to("create session", "session/create", Body::Json(session));
+        let session: SessionId = self.read_json(&self.successful(answer.await?)?)?;
         Ok(session.id)
     }
 
     /// Gives the session's own time to live, if the answer tells it. `LeaseError::Gone` for a session that has ended.
     pub(super) async fn renew_session(&self, id: &str) -> Result<Option<Duration>> {
-        let request = self.put_request(&format!("session/renew/{id}"));
-        let response = self.request("renew session", request, self.timeout).await?;
-        match response.status() {
+        let path = format!("session/renew/{id}");
+        let answer = self.put_to("renew session", &path, Body::None).await?;
+        match answer.status {
             StatusCode::NOT_FOUND => Err(LeaseError::Gone),
-            status if status.is_success() => Ok(read_ttl(response).await),
-            _ => Err(refused("renew session", response).await),
+            // The session is renewed, whatever this answer looks like.
+            status if status.is_success() => Ok(ttl(&answer.body)),
+            _ => Err(self.http.refused(&answer)),
         }
     }
 
     pub(super) async fn destroy_session(&self, id: &str) -> Result<()> {
-        let request = self.put_request(&format!("session/destroy/{id}"));
-        self.send("destroy session", request, self.timeout)
-            .await
-            .map(drop)
+        let path = format!("session/destroy/{id}");
+        let answer = self.put_to("destroy session", &path, Body::None).await?;
+        self.successful(answer).map(drop)
     }
 
     pub(super) async fn register_node(&self, node: &str) -> Result<()> {
         let body = json!({ "Node": node, "Address": "localhost" });
-        let request = self.put_request("catalog/register").json(&body);
-        self.send("register catalog node", request, self.timeout)
-            .await
-            .map(drop)
+        let answer = self.put_to("register catalog node", "catalog/register", Body::Json(body));
+        self.successful(answer.await?).map(drop)
     }
 
     /// Writes a key; false if the condition does not hold.
@@ -165,111 +132,100 @@ impl Api {
             Write::Release(session) => ("release", session.to_string()),
             Write::CheckAndSet(version) => ("cas", version.to_string()),
         };
-        let request = self
-            .put_request(&format!("kv/{key}"))
-            .query(&[(name, condition)])
-            .body(value);
-        let response = self.request("write key", request, self.timeout).await?;
-        if !response.status().is_success() {
-            let status = response.status();
-            let error = refused("write key", response).await;
-            // Consul answers 500 "invalid session" where the session has ended.
-            let ended = matches!(&error, LeaseError::Unavailable { reason, .. } if reason.contains("invalid session"));
-            return Err(if status.is_server_error() && ended {
-                LeaseError::Gone
-            } else {
-                error
-            });
+        let call = Call {
+            operation: "write key",
+            method: Method::PUT,
+            path: &format!("kv/{key}"),
+            query: &[(name, condition)],
+            body: Body::Value(value),
+            limit: self.timeout,
+        };
+        let answer = self.http.call(call).await?;
+        // Consul answers 500 "invalid session" where the session has ended.
+        if answer.status.is_server_error()
+            && String::from_utf8_lossy(&answer.body).contains("invalid session")
+        {
+            return Err(LeaseError::Gone);
         }
-        read_json("write key", response).await
+        self.read_json(&self.successful(answer)?)
     }
 
     pub(super) async fn get(&self, key: &str) -> Result<Found> {
-        self.read(self.get_request(key), self.timeout).await
+        self.read(key, &[], self.timeout).await
     }
 
     /// Reads a key as soon as it is newer than `index`, or after `limit`.
     pub(super) async fn wait(&self, key: &str, index: u64, limit: Duration) -> Result<Found> {
         let wait = format!("{}ms", limit.as_millis());
-        let request = self
-            .get_request(key)
-            .query(&[("index", index.to_string()), ("wait", wait)]);
-        self.read(request, limit + limit / WAIT_MARGIN + self.timeout)
+        let query = [("index", index.to_string()), ("wait", wait)];
+        self.read(key, &query, limit + limit / WAIT_MARGIN + self.timeout)
             .await
     }
 
-    async fn read(&self, request: RequestBuilder, timeout: Duration) -> Result<Found> {
-        let operation = "read key";
-        let response = self.request(operation, request, timeout).await?;
-        let index = response
-            .headers()
-            .get("x-consul-index")
-            .and_then(|value| value.to_str().ok()?.parse().ok());
-        let index = index.unwrap_or(0);
-        match response.status() {
-            StatusCode::NOT_FOUND => Ok(Found { entry: None, index }),
-            status if status.is_success() => {
-                let entries: Vec<RawEntry> = read_json(operation, response).await?;
-                let entry = entries.into_iter().next().map(decode).transpose()?;
-                Ok(Found { entry, index })
-            }
-            _ => Err(refused(operation, response).await),
-        }
-    }
-
-    fn put_request(&self, path: &str) -> RequestBuilder {
-        self.to(Method::PUT, path)
-    }
-
-    fn get_request(&self, key: &str) -> RequestBuilder {
-        self.to(Method::GET, &format!("kv/{key}"))
-    }
-
-    fn to(&self, method: Method, path: &str) -> RequestBuilder {
-        let mut url = self.base.clone();
-        url.set_path(&format!("/v1/{path}"));
-        let request = self.http.request(method, url);
-        match &self.token {
-            Some(token) => request.header("X-Consul-Token", token),
-            None => request,
-        }
-    }
-
-    /// Sends a request and refuses any status but success.
-    async fn send(
+    /// The error of a value that was read and that nobody can have written.
+    pub(super) fn damaged(
         &self,
         operation: &'static str,
-        request: RequestBuilder,
-        timeout: Duration,
-    ) -> Result<Response> {
-        let response = self.request(operation, request, timeout).await?;
-        if response.status().is_success() {
-            Ok(response)
-        } else {
-            Err(refused(operation, response).await)
+        key: String,
+        reason: impl std::fmt::Display,
+    ) -> LeaseError {
+        let reason = reason.to_string();
+        self.http.unavailable(operation, Failure::Record { key, reason })
+    }
+
+    async fn read(&self, key: &str, query: &[(&str, String)], limit: Duration) -> Result<Found> {
+        let call = Call {
+            operation: "read key",
+            method: Method::GET,
+            path: &format!("kv/{key}"),
+            query,
+            body: Body::None,
+            limit,
+        };
+        let answer = self.http.call(call).await?;
+        let index = answer.index;
+        if answer.status == StatusCode::NOT_FOUND {
+            return Ok(Found { entry: None, index });
+        }
+        let answer = self.successful(answer)?;
+        let entries: Vec<RawEntry> = self.read_json(&answer)?;
+        let entry = entries.into_iter().next().map(decode).transpose();
+        let entry = entry.map_err(|error| self.unreadable(&answer, error))?;
+        Ok(Found { entry, index })
+    }
+
+    async fn put_to(&self, operation: &'static str, path: &str, body: Body) -> Result<Answer> {
+        let call = Call {
+            operation,
+            method: Method::PUT,
+            path,
+            query: &[],
+            body,
+            limit: self.timeout,
+        };
+        self.http.call(call).await
+    }
+
+    /// Refuses any status but success.
+    fn successful(&self, answer: Answer) -> Result<Answer> {
+        match answer.status.is_success() {
+            true => Ok(answer),
+            false => Err(self.http.refused(&answer)),
         }
     }
 
-    async fn request(
-        &self,
-        operation: &'static str,
-        request: RequestBuilder,
-        timeout: Duration,
-    ) -> Result<Response> {
-        request
-            .timeout(timeout)
-            .send()
-            .await
-            .map_err(|error| unavailable(operation, error))
+    fn read_json<T: serde::de::DeserializeOwned>(&self, answer: &Answer) -> Result<T> {
+        serde_json::from_slice(&answer.body).map_err(|error| self.unreadable(answer, error))
+    }
+
+    fn unreadable(&self, answer: &Answer, error: impl std::fmt::Display) -> LeaseError {
+        self.http
+            .unavailable(answer.operation, Failure::Answer(error.to_string()))
     }
 }
 
-fn decode(raw: RawEntry) -> Result<Entry> {
-    let value = base64::engine::general_purpose::STANDARD.decode(raw.value.unwrap_or_default());
-    let value = value.map_err(|error| LeaseError::Unavailable {
-        operation: "read key",
-        reason: error.to_string(),
-    })?;
+fn decode(raw: RawEntry) -> std::result::Result<Entry, base64::DecodeError> {
+    let value = base64::engine::general_purpose::STANDARD.decode(raw.value.unwrap_or_default())?;
     let session = raw.session.filter(|session| !session.is_empty());
     Ok(Entry {
         value,
@@ -278,38 +234,7 @@ fn decode(raw: RawEntry) -> Result<Entry> {
     })
 }
 
-/// The session is renewed, whatever this answer looks like.
-async fn read_ttl(response: Response) -> Option<Duration> {
-    let sessions: Vec<RenewedSession> = read_json("renew session", response).await.ok()?;
+fn ttl(renewed: &[u8]) -> Option<Duration> {
+    let sessions: Vec<RenewedSession> = serde_json::from_slice(renewed).ok()?;
     GoDuration::parse(&sessions.first()?.ttl).ok()?.positive()
-}
-
-async fn read_json<T: serde::de::DeserializeOwned>(operation: &'static str, response: Response) -> Result<T> {
-    response
-        .json()
-        .await
-        .map_err(|error| unavailable(operation, error))
-}
-
-async fn refused(operation: &'static str, response: Response) -> LeaseError {
-    let status = response.status().as_u16();
-    let text = response.text().await.unwrap_or_default();
-    let text: String = text.trim().chars().take(500).collect();
-    LeaseError::Unavailable {
-        operation,
-        reason: format!("status {status}: {text}"),
-    }
-}
-
-fn unavailable(operation: &'static str, error: reqwest::Error) -> LeaseError {
-    let mut cause: &dyn std::error::Error = &error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    let reason = if error.is_timeout() {
-        "no answer in time".to_string()
-    } else {
-        cause.to_string()
-    };
-    LeaseError::Unavailable { operation, reason }
 }

@@ -3,12 +3,12 @@
 //! A task of its own: the primary waits for disks and clients now and then, renewals do not.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::lease::{Fence, Grant, Lease, LeaseError};
+use crate::lease::{Fence, Grant, Lease, LeaseError, Repetition};
 
 /// Keeps a grant alive until it is dropped.
 pub(super) struct Keeper {
@@ -74,18 +74,24 @@ fn interval(grant: &Grant) -> Duration {
 /// Returns when the lease is gone.
 async fn keep(lease: &dyn Lease, fence: &Fence, mut grant: Grant, first: Duration) {
     let retry = (lease.ttl() / 20).clamp(Duration::from_millis(20), Duration::from_secs(1));
-    let mut pause = first;
+    let (mut pause, mut failures) = (first, Repetition::default());
     loop {
         tokio::time::sleep(pause).await;
         pause = match lease.renew(&grant).await {
             Ok(renewed) => {
                 grant = renewed;
                 fence.extend(grant.deadline - margin(lease.ttl()));
+                if let Some(over) = failures.worked(Instant::now()) {
+                    tracing::info!(after = ?over.after, attempts = over.attempts, "the lease is renewed again");
+                }
                 interval(&grant)
             }
             Err(LeaseError::Gone) => return,
             Err(error) => {
-                tracing::warn!(%error, left = ?grant.deadline.remaining(), "cannot renew the lease, trying again");
+                if let Some(line) = failures.failed(&error, Instant::now()) {
+                    let (left, hint, unlogged) = (grant.deadline.remaining(), error.hint(), line.unlogged);
+                    tracing::warn!(%error, ?left, hint, unlogged, "cannot renew the lease, trying again");
+                }
                 retry
             }
         };

@@ -9,7 +9,7 @@ use litefs_api::{NodeId, Position};
 use super::keeper::Keeper;
 use super::{Command, Elector, Ending, Next, Refusal, RoundError};
 use crate::lease::kept::{self, Kept};
-use crate::lease::{Grant, Recorded};
+use crate::lease::{Grant, Recorded, Repetition};
 use crate::stream::Order;
 use crate::stream::position_map::PositionMap;
 
@@ -28,6 +28,8 @@ pub(super) struct Term {
     pub(super) keeper: Keeper,
     /// What this process has recorded last, and the version to replace it by; nothing before its first record.
     pub(super) recorded: Option<Recorded>,
+    /// Records that failed since the last one that did not.
+    pub(super) failures: Repetition,
 }
 
 const NOT_RENEWED: &str = "the lease could not be renewed in time";
@@ -55,11 +57,11 @@ impl Elector {
             epoch,
             keeper,
             recorded: None,
+            failures: Repetition::default(),
         };
         if let Err(error) = self.begin(&mut term, &recorded).await {
-            tracing::warn!(%error, "cannot become primary, letting go of the lease");
             self.step_back(term).await;
-            return Err(error);
+            return Err(RoundError::Begin(Box::new(error)));
         }
         self.preside_to_the_end(term).await;
         Ok(Next::Round)
@@ -84,6 +86,7 @@ impl Elector {
         self.keep(&term.grant).await?;
         self.set_role(Role::Primary { epoch: term.epoch }).await?;
         self.forced = false;
+        self.takes_part();
         self.appear_primary(term.epoch);
         tracing::info!(
             epoch = term.epoch,

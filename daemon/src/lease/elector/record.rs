@@ -5,6 +5,7 @@
 //! had a write under way.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use litefs_api::{NodeId, Position};
 
@@ -59,10 +60,18 @@ impl Elector {
             Err(error) => Err(error),
         };
         match recorded {
-            Ok(()) => None,
+            Ok(()) => {
+                if let Some(over) = term.failures.worked(Instant::now()) {
+                    tracing::info!(after = ?over.after, "recording positions with the lease again");
+                }
+                None
+            }
             Err(RoundError::Lease(LeaseError::Gone)) => Some(End::Lost("another node recorded a term")),
             Err(error) => {
-                tracing::warn!(%error, "cannot record positions with the lease");
+                if let Some(line) = term.failures.failed(&error, Instant::now()) {
+                    let (hint, unlogged) = (error.hint(), line.unlogged);
+                    tracing::warn!(%error, hint, unlogged, "cannot record positions with the lease");
+                }
                 None
             }
         }

@@ -11,7 +11,7 @@ use litefs_api::NodeId;
 use super::Elector;
 use super::keeper::Keeper;
 use super::lead::Term;
-use crate::lease::{BootTime, Fence, Grant, kept};
+use crate::lease::{BootTime, Fence, Grant, Repetition, kept};
 use crate::stream::Order;
 
 /// A term that this process goes on with.
@@ -51,6 +51,7 @@ impl Elector {
             epoch,
             keeper,
             recorded: None,
+            failures: Repetition::default(),
         };
         if self.epoch() > epoch {
             return self.lose(term, "this node has seen a later term").await;

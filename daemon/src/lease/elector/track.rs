@@ -1,13 +1,13 @@
 //! The time as replica: following the primary while watching the lease.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use litefs_api::NodeId;
 use tokio::sync::watch;
 
 use super::{Command, Elector, FIRST_PAUSE, LOOK, Next, Refusal, RoundError, primary_of};
-use crate::lease::{Holder, Lease, Sighting};
+use crate::lease::{Holder, Lease, Repetition, Sighting};
 use crate::stream::follow::{Ended, FollowError, Follower, News};
 
 /// A primary that lets go of its lease has sent everything before; the last of it may still be on its way.
@@ -32,6 +32,7 @@ impl Elector {
             );
         }
         self.remember_epoch(primary.epoch).await?;
+        self.takes_part();
         // Known before the connection is made: clients look for the primary exactly when it is in trouble.
         self.publish_primary(Some(primary_of(&primary)));
         let (news, mut told) = watch::channel(News::default());
@@ -118,12 +119,22 @@ impl Elector {
 
 /// Returns when the lease is not `primary`'s any more. Trouble with the service ends nothing: the stream goes on.
 async fn moved(lease: &dyn Lease, mut seen: Sighting, primary: &Holder) {
+    let mut failures = Repetition::default();
     loop {
-        match lease.changed(&seen, LOOK).await {
+        let looked = lease.changed(&seen, LOOK).await;
+        if looked.is_ok()
+            && let Some(over) = failures.worked(Instant::now())
+        {
+            tracing::info!(after = ?over.after, attempts = over.attempts, "watching the lease again");
+        }
+        match looked {
             Ok(now) if now.holder.as_ref() == Some(primary) => seen = now,
             Ok(_) => return,
             Err(error) => {
-                tracing::debug!(%error, "cannot watch the lease");
+                if let Some(line) = failures.failed(&error, Instant::now()) {
+                    let (hint, unlogged) = (error.hint(), line.unlogged);
+                    tracing::warn!(%error, hint, unlogged, "cannot watch the lease, still following the primary");
+                }
                 tokio::time::sleep(FIRST_PAUSE * 10).await;
             }
         }
