@@ -6,8 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Client, Node, checkpoint, count, integrity, replicate};
+use common::{
+    Client, Node, ROWS, checkpoint, count, integrity, name, replicate, send_snapshot, wait_applied,
+};
 use engine::{Coherence, Role, Side, StoreOptions};
+use ltx::{Checksum, Encoder, Header, Txid};
 use sqlite_format::{PageSize, Pgno};
 
 fn wal_primary() -> (Node, Client) {
@@ -181,6 +184,69 @@ fn a_checkpoint_that_began_before_the_database_shrank_may_finish() {
     replicate(&primary, &replica);
     integrity(&reader);
     assert_eq!(primary.digest(), replica.digest());
+}
+
+/// A record that comes after what a node has, of one page, and of a length and an outcome of the test's choice.
+fn foreign_record(node: &Node, commit: u32, post: Checksum) -> Vec<u8> {
+    let pos = node.db().position();
+    let txid = Txid(pos.txid.0 + 1);
+    let header = Header {
+        compressed: true,
+        page_size: PageSize::new(4096).unwrap(),
+        commit,
+        min_txid: txid,
+        max_txid: txid,
+        timestamp: 1,
+        pre_apply: pos.post_apply,
+        wal: None,
+        node_id: 1,
+    };
+    let mut encoder = Encoder::new(Vec::new(), header).unwrap();
+    encoder.encode_page(Pgno::new(2).unwrap(), &[7; 4096]).unwrap();
+    encoder.finish(post).unwrap().0
+}
+
+/// Whatever the journal mode, readers go on with what they had.
+#[test]
+fn a_record_that_does_not_lead_where_it_says_is_not_applied() {
+    for mode in ["DELETE", "WAL"] {
+        let primary = Node::primary();
+        let client = primary.mount();
+        client.exec(&format!(
+            "PRAGMA journal_mode={mode}; CREATE TABLE t(x INTEGER PRIMARY KEY, y)"
+        ));
+        client.exec(ROWS);
+        let replica = Node::new();
+        replicate(&primary, &replica);
+        let reader = replica.connect();
+        assert_eq!(count(&reader), 60);
+        let wrong = foreign_record(&replica, 4, Checksum::EMPTY_DATABASE);
+        let _ = replica.store.receive(&name(), &mut &wrong[..]);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while replica.db().status().quarantine.is_none() {
+            assert!(Instant::now() < deadline, "{mode}: it counts as sound");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(count(&reader), 60, "{mode}");
+        assert_eq!(count(&replica.connect()), 60, "{mode}");
+        client.exec("INSERT INTO t VALUES(1000, 1)");
+        send_snapshot(&primary, &replica);
+        wait_applied(&replica);
+        assert_eq!(count(&reader), 61, "{mode}");
+    }
+}
+
+#[test]
+fn a_record_that_cannot_be_a_transaction_for_its_length_is_not_received() {
+    let primary = Node::primary();
+    primary.mount().exec("CREATE TABLE t(x)");
+    let replica = Node::new();
+    replicate(&primary, &replica);
+    let before = replica.db().received();
+    let endless = foreign_record(&replica, u32::MAX - 1, Checksum::EMPTY_DATABASE);
+    let refused = replica.store.receive(&name(), &mut &endless[..]).unwrap_err();
+    assert!(refused.to_string().contains("lacks 429"), "{refused}");
+    assert_eq!(replica.db().received(), before);
 }
 
 /// In rollback mode nothing but the lock keeps a reader from a file in which a transaction is half written, or from pages of before in the

@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use ltx::Checksum;
+use ltx::{Checksum, Decoder};
 use sqlite_format::locks::{PENDING_BYTE, RESERVED_BYTE, SHARED_FIRST, SHARED_SIZE};
 use sqlite_format::{PageSize, Pgno};
 
@@ -52,6 +52,7 @@ impl Drop for Exclusive {
 
 impl Database {
     pub(super) fn apply_exclusive(&self, record: &Record) -> Result<()> {
+        self.check_outcome(record)?;
         // What is in the main file must be in the log, whatever reaches the disk first.
         self.log.sync()?;
         self.empty_wal(record.info.page_size)?;
@@ -78,6 +79,29 @@ impl Database {
         };
         self.drop_cached(record, &written);
         Ok(())
+    }
+
+    /// Whether the record leads where it says, found out before anything is written: readers of the main file would be kept out of what it
+    /// leads to instead. A snapshot was verified by itself when it was received.
+    fn check_outcome(&self, record: &Record) -> Result<()> {
+        if record.info.is_snapshot() {
+            return Ok(());
+        }
+        let mut decoder = Decoder::new(record.reader())?;
+        let mut data = vec![0; record.info.page_size.bytes()];
+        let mut changes = Vec::new();
+        while let Some(pgno) = decoder.next_page(&mut data)? {
+            changes.push((pgno, ltx::page_checksum(pgno, &data)));
+        }
+        let mut state = self.state.lock();
+        if state.table.page_size() != Some(record.info.page_size) || state.health.is_diverged() {
+            return Ok(());
+        }
+        let rolling = state.rolling_after(changes.iter(), record.info.commit);
+        match rolling == record.info.post {
+            true => Ok(()),
+            false => Err(self.mismatch(&mut state, record, rolling)),
+        }
     }
 
     /// Another page size cannot be reached through the WAL: it is emptied first.

@@ -11,6 +11,10 @@ use super::record::{RecordInfo, RecordMeta};
 use super::sink::Sink;
 use super::writer::{State, Writer};
 
+/// SQLite does not write pages that a transaction takes and gives back again, so a record need not name all pages by which the database grows.
+/// It keeps such pages in memory, of which no machine has so much: more is no transaction.
+const MOST_UNNAMED: u64 = 64 << 30;
+
 /// The right to append. Records that are finished stay in memory until [`Appender::flush`], as far as they fit: readers
 /// see them only then. What was not flushed when it is dropped is taken back.
 ///
@@ -97,7 +101,11 @@ impl<'log> Appender<'log> {
             source: (&bytes[..]).chain(source),
             sink,
         };
-        let post = match verify(tee) {
+        let before = match reset {
+            true => 0,
+            false => state.tail().map_or(0, |tail| tail.commit),
+        };
+        let post = match verify(tee, before) {
             Ok(post) => post,
             Err(error) => {
                 give_up(log, sink, state, &error);
@@ -187,10 +195,20 @@ fn complete(log: &Log, sink: &Sink, state: &mut State, info: RecordInfo, reset: 
     Ok(())
 }
 
-/// Reads a record to its end; returns its post-apply checksum.
-fn verify(source: impl Read) -> Result<Checksum> {
-    let decoder = Decoder::new(source).map_err(LogError::record)?;
+/// Reads a record to its end; returns its post-apply checksum. `before`: pages of the database before it.
+fn verify(source: impl Read, before: u32) -> Result<Checksum> {
+    let mut decoder = Decoder::new(source).map_err(LogError::record)?;
+    let (commit, page_size) = (decoder.header().commit, decoder.header().page_size);
+    let mut page = vec![0; page_size.bytes()];
+    let mut named = 0;
+    while let Some(pgno) = decoder.next_page(&mut page).map_err(LogError::record)? {
+        named += u32::from(pgno.get() > before);
+    }
     let trailer = decoder.finish().map_err(LogError::record)?;
+    let unnamed = commit.saturating_sub(before).saturating_sub(named);
+    if u64::from(unnamed) * page_size.bytes() as u64 > MOST_UNNAMED {
+        return Err(LogError::Incomplete { commit, unnamed });
+    }
     Ok(trailer.post_apply)
 }
 

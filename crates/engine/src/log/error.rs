@@ -28,6 +28,10 @@ pub enum LogError {
     #[error("record is not valid: {0}")]
     Invalid(#[source] ltx::Error),
 
+    /// A database cannot grow like that.
+    #[error("record makes the database {commit} pages long and lacks {unnamed} of the new ones")]
+    Incomplete { commit: u32, unnamed: u32 },
+
     /// The source of a received record failed before its end.
     #[error("record could not be received: {0}")]
     Source(#[source] io::Error),
@@ -82,6 +86,7 @@ impl LogError {
             LogError::Disk(error) => Some(error),
             LogError::Corrupt { .. }
             | LogError::Invalid(_)
+            | LogError::Incomplete { .. }
             | LogError::Source(_)
             | LogError::NotContiguous { .. }
             | LogError::SnapshotInHistory
