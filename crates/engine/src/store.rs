@@ -18,6 +18,7 @@ use sqlite_format::header::has_magic;
 use crate::damaged::Damaged;
 use crate::database::Database;
 use crate::database::backing::create_like;
+use crate::disk::probe::Probe;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::kernel::{Direct, Kernel};
@@ -210,9 +211,13 @@ impl Store {
         let weak = Arc::downgrade(self);
         let shared = self.shared.clone();
         self.spawn("litefs-flush", move || {
+            let mut probe = Probe::new();
             while shared.wait_closed(TABLE_LOOK) {
                 let Some(store) = weak.upgrade() else { return };
                 store.open_again();
+                if probe.finds_read_only(&*shared.options.disk, &shared.dir) {
+                    store.turned_read_only();
+                }
                 let databases = store.databases();
                 drop(store);
                 for db in databases {
@@ -260,6 +265,13 @@ impl Store {
                 }
                 Err(error) => self.damaged.add(name, home, &error, opened.took),
             }
+        }
+    }
+
+    /// No client can commit any more, whatever it is told where it writes past this process.
+    fn turned_read_only(&self) {
+        for db in self.databases() {
+            db.health.disk_failed("its file system has become read-only");
         }
     }
 

@@ -107,6 +107,34 @@ fn commits_go_on_when_a_full_disk_has_room_again() {
     }
 }
 
+/// Also where nothing is written: the node hands its lease on before somebody needs to write.
+#[test]
+fn a_file_system_that_turns_read_only_is_noticed() {
+    let disk = FailingDisk::default();
+    let node = Node::primary_with(StoreOptions {
+        disk: Arc::new(disk.clone()),
+        ..StoreOptions::default()
+    });
+    let client = node.mount();
+    client.exec("PRAGMA journal_mode=WAL; CREATE TABLE t(x INTEGER PRIMARY KEY, y)");
+    client.exec(ROWS);
+    let told: Arc<AtomicI32> = Arc::default();
+    let telling = told.clone();
+    let watcher: Watcher = Arc::new(move |_| {
+        telling.fetch_add(1, Ordering::SeqCst);
+    });
+    node.store.watch_failures(&watcher);
+    disk.inject(Fault::on("probe.write", libc::EROFS).forever());
+    eventually("the database is closed", || node.db().is_closed());
+    let reason = node.db().status().quarantine.unwrap();
+    assert!(reason.contains("read-only"), "{reason}");
+    assert_eq!(told.load(Ordering::SeqCst), 1);
+    assert_eq!(count(&client), 60);
+    eventually("nobody commits", || {
+        client.try_exec("INSERT INTO t VALUES(NULL, 1)").is_err()
+    });
+}
+
 /// Nothing is wrong with such a database: it is neither replaced nor read before it is whole, and the node goes on with it.
 #[test]
 fn a_database_that_there_was_no_room_to_open_is_opened_when_there_is() {

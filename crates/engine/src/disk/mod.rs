@@ -19,6 +19,7 @@ use std::sync::Arc;
 #[doc(hidden)]
 pub mod failing;
 mod os;
+pub(crate) mod probe;
 pub mod sim;
 
 pub use os::OsDisk;
