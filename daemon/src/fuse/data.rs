@@ -151,6 +151,11 @@ impl Edge {
             // Once per transaction, so it should cost little.
             Some((_, Side::Journal)) | None => backing::create,
         };
+        if let Some((name, Side::Journal | Side::Wal)) = &part
+            && self.store.database(name).is_none()
+        {
+            self.foreign.tell(name, &self.files_dir);
+        }
         let side_file = self.made_by_root(part, caller)?;
         let mut created = None;
         let mut op = || {

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use super::connection::Connection;
 use super::descriptors::Descriptors;
 use super::errno::{Answer, Errno};
+use super::foreign::Foreign;
 use super::former::FormerMounts;
 use super::handle::{Handle, Handles};
 use super::node::{self, Node, NodeTable, Part, Transfer};
@@ -60,6 +61,7 @@ pub(crate) struct Edge {
     pub(crate) presence: Arc<Presence>,
     pub(crate) requests: Arc<Requests>,
     pub(crate) refusals: Refusals,
+    pub(crate) foreign: Foreign,
     pub(crate) wal_watch: WalWatch,
     pub(crate) shm_keeper: ShmKeeper,
     pub(crate) started: SystemTime,

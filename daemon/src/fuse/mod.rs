@@ -27,6 +27,7 @@ mod data;
 mod descriptors;
 mod edge;
 mod errno;
+mod foreign;
 mod former;
 mod fusermount;
 mod handle;

@@ -17,6 +17,7 @@ use super::backing;
 use super::connection::{Connection, Unanswered, unanswered};
 use super::descriptors::Descriptors;
 use super::edge::Edge;
+use super::foreign::Foreign;
 use super::former::FormerMounts;
 use super::handle::Handles;
 use super::kernel::MountKernel;
@@ -481,6 +482,7 @@ impl Start<'_> {
             presence: self.presence.clone(),
             requests: Arc::new(Requests::new()),
             refusals: Refusals::default(),
+            foreign: Foreign::default(),
             wal_watch: WalWatch::new()?,
             started: SystemTime::now(),
             coherence: OnceLock::new(),
