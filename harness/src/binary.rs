@@ -54,18 +54,6 @@ pub fn announce_litefs_dev() {
     IS_LITEFS_DEV.store(true, Ordering::Relaxed);
 }
 
-/// A reader that has seen enough (`litefs-dev status | head -1`) ends a command as it ends others, without a word.
-pub fn end_without_reader() {
-    let tell = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        let message = panic.payload_as_str().unwrap_or_default();
-        if message.starts_with("failed printing to std") && message.contains("Broken pipe") {
-            std::process::exit(128 + libc::SIGPIPE);
-        }
-        tell(panic);
-    }));
-}
-
 /// The `litefs-dev` binary, which supervises clusters: this program, or the one beside a test program.
 pub fn litefs_dev() -> Result<PathBuf> {
     if let Some(given) = std::env::var_os("LITEFS_DEV_BIN") {

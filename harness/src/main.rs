@@ -13,12 +13,12 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
-    litefs_dev::binary::end_without_reader();
+    terminal::end_without_reader();
     litefs_dev::binary::announce_litefs_dev();
     match cli::Arguments::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("litefs-dev: {error:#}");
+            eprintln!("litefs-dev: {}", terminal::explain(&error));
             ExitCode::FAILURE
         }
     }
