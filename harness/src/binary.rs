@@ -32,7 +32,7 @@ impl Wanted {
             return build(&workspace, self.release);
         }
         beside("litefs").or_else(|| in_path("litefs")).ok_or_else(|| {
-            let hint = "run inside the workspace, give --binary PATH, or put litefs into the PATH";
+            let hint = "run inside the workspace, give --binary PATH, or put litefs beside this program or into the PATH";
             Error::refused("the litefs binary was not found", hint)
         })
     }
@@ -52,6 +52,14 @@ static IS_LITEFS_DEV: AtomicBool = AtomicBool::new(false);
 /// Says that this program is `litefs-dev`, whatever its file is called.
 pub fn announce_litefs_dev() {
     IS_LITEFS_DEV.store(true, Ordering::Relaxed);
+}
+
+/// What to type to run `litefs-dev` again, for hints.
+pub(crate) fn typed() -> String {
+    match IS_LITEFS_DEV.load(Ordering::Relaxed) {
+        true => terminal::typed("litefs-dev"),
+        false => "litefs-dev".to_owned(),
+    }
 }
 
 /// The `litefs-dev` binary, which supervises clusters: this program, or the one beside a test program.
@@ -84,7 +92,8 @@ fn beside(name: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-fn in_path(name: &str) -> Option<PathBuf> {
+/// The program of that name in the `PATH`.
+pub fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
         .map(|directory| directory.join(name))
@@ -120,7 +129,11 @@ fn build(workspace: &Path, release: bool) -> Result<PathBuf> {
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .output();
-    let output = output.map_err(Error::system("running cargo"))?;
+    let output = output.map_err(|error| {
+        let hint = "run in a shell where cargo works, or give --binary PATH";
+        let message = format!("litefs cannot be built: running cargo: {error}");
+        Error::refused(message, hint)
+    })?;
     if !output.status.success() {
         return Err(Error::refused(
             "litefs cannot be built",

@@ -54,7 +54,8 @@ impl Cluster {
         };
         let directory = ClusterDirectory::of(&root, &name)?;
         if directory.is_running()? {
-            let hint = format!("litefs-dev status --name {name}, or litefs-dev down --name {name} first");
+            let dev = binary::typed();
+            let hint = format!("{dev} status --name {name}, or {dev} down --name {name} first");
             return Err(Error::refused(format!("cluster {name} is running already"), hint));
         }
         options::check_fuse_device()?;
@@ -95,7 +96,7 @@ impl Cluster {
             (None, []) => {
                 return Err(Error::refused(
                     format!("no cluster in {}", root.display()),
-                    "litefs-dev up 3",
+                    format!("{} up 3", binary::typed()),
                 ));
             }
             (None, _) => {
@@ -347,11 +348,11 @@ impl Cluster {
         let path = self.directory.path();
         // Removing through a mount would delete what is mounted.
         if let Some(mount) = supervisor::mounted_below(path)?.first() {
-            let hint = "find out who uses it (fuser -m), then litefs-dev destroy again";
-            return Err(Error::refused(
-                format!("{} is still mounted", mount.display()),
-                hint,
-            ));
+            let (mount, dev, name) = (mount.display(), binary::typed(), self.name());
+            let hint = format!(
+                "end the processes that use it (fuser -vm {mount} lists them), then {dev} destroy --name {name}"
+            );
+            return Err(Error::refused(format!("{mount} is still mounted"), hint));
         }
         remove_tree(path).map_err(Error::file("removing", path))
     }
@@ -376,7 +377,10 @@ impl Cluster {
             .directory
             .supervisor_pid()
             .map_or("?".to_owned(), |pid| pid.to_string());
-        let hint = format!("kill -9 {pid}, then litefs-dev up or destroy: both clean up after it");
+        let (dev, name) = (binary::typed(), self.name());
+        let hint = format!(
+            "kill -9 {pid}, then {dev} up --name {name} or {dev} destroy --name {name}: both clean up after it"
+        );
         Error::refused(
             format!("the supervisor (pid {pid}) does not answer: {error}"),
             hint,
@@ -387,7 +391,7 @@ impl Cluster {
         let name = self.name();
         Error::refused(
             format!("cluster {name} is not running"),
-            format!("litefs-dev up --name {name}"),
+            format!("{} up --name {name}", binary::typed()),
         )
     }
 
@@ -419,7 +423,10 @@ impl Cluster {
         let start_of_log = output.metadata().map_err(Error::file("reading", &log))?.len();
         let errors = output.try_clone().map_err(Error::file("opening", &log))?;
         let mut command = Command::new(binary::litefs_dev()?);
-        command.arg("supervise").arg(self.directory.path());
+        command
+            .arg0("litefs-dev")
+            .arg("supervise")
+            .arg(self.directory.path());
         if self.keep == Keep::No {
             command.arg("--owner").arg(std::process::id().to_string());
         }
@@ -458,7 +465,7 @@ impl Cluster {
         let log = std::fs::read(self.directory.supervisor_log()).unwrap_or_default();
         let start = usize::try_from(start_of_log).unwrap_or(0).min(log.len());
         let said = String::from_utf8_lossy(&log[start..]).trim().to_owned();
-        Err(Error::Supervisor(format!(
+        Err(control::said(&format!(
             "the supervisor failed ({status}):\n{said}"
         )))
     }
@@ -498,7 +505,7 @@ fn names(all: &[ClusterDirectory]) -> String {
 
 fn no_such(name: &str, all: &[ClusterDirectory]) -> Error {
     let hint = match all {
-        [] => "there are none: litefs-dev up 3".to_owned(),
+        [] => format!("there are none: {} up 3", binary::typed()),
         all => format!("there are: {}", names(all)),
     };
     Error::refused(format!("no cluster {name}"), hint)

@@ -84,7 +84,8 @@ pub(crate) fn spec(options: &ClusterOptions, directory: &ClusterDirectory) -> Re
         && options.nodes < before.nodes
     {
         let (name, had) = (directory.name(), before.nodes);
-        let hint = format!("litefs-dev up {had} --name {name}, or litefs-dev destroy --name {name} first");
+        let dev = binary::typed();
+        let hint = format!("{dev} up {had} --name {name}, or {dev} destroy --name {name} first");
         return Err(Error::refused(
             format!(
                 "cluster {name} has {had} nodes, which is more than {}",

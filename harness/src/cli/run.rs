@@ -129,11 +129,15 @@ impl Supervise {
 pub(super) struct RunSql {
     database: PathBuf,
     busy_timeout_ms: u64,
+    /// Where names of databases that are attached begin
+    #[arg(long)]
+    directory: Option<PathBuf>,
 }
 
 impl RunSql {
     pub(super) fn run(self) -> Result<()> {
         let busy_timeout = Duration::from_millis(self.busy_timeout_ms);
+        enter(self.directory)?;
         Ok(inside::child(|input| {
             sql::run(&self.database, busy_timeout, input)
         })?)
@@ -144,11 +148,21 @@ impl RunSql {
 pub(super) struct ReadContent {
     database: PathBuf,
     busy_timeout_ms: u64,
+    #[arg(long)]
+    directory: Option<PathBuf>,
 }
 
 impl ReadContent {
     pub(super) fn run(self) -> Result<()> {
         let busy_timeout = Duration::from_millis(self.busy_timeout_ms);
+        enter(self.directory)?;
         Ok(inside::child(|_| content::read(&self.database, busy_timeout))?)
     }
+}
+
+fn enter(directory: Option<PathBuf>) -> Result<()> {
+    let Some(directory) = directory else {
+        return Ok(());
+    };
+    std::env::set_current_dir(&directory).with_context(|| format!("entering {}", directory.display()))
 }

@@ -25,6 +25,7 @@ pub(crate) use mounts::{detach_below, mounted_below};
 use process::{Process, Spawner};
 
 use crate::control::{LinkState, Request, StationState, SupervisorState, Victims};
+use crate::binary;
 use crate::directory::ClusterDirectory;
 use crate::error::{Error, Result};
 use crate::net::Network;
@@ -54,7 +55,7 @@ pub(crate) struct Supervisor {
 pub fn run(path: &Path, owner: Option<i32>) -> Result<()> {
     let directory = ClusterDirectory::at(path)?;
     let Some(lock) = directory.lock()? else {
-        let hint = format!("litefs-dev status --name {}", directory.name());
+        let hint = format!("{} status --name {}", binary::typed(), directory.name());
         return Err(Error::refused("this cluster has a supervisor already", hint));
     };
     let user_namespace = privilege::acquire()?;
@@ -111,7 +112,7 @@ impl Supervisor {
         }
         let processes = spec
             .stations()
-            .map(|station| (station, Process::new(station.to_string())))
+            .map(|station| (station, Process::new(station.to_string(), directory.name())))
             .collect();
         let program = std::env::current_exe().map_err(Error::system("finding this program"))?;
         Ok(Self {
@@ -261,8 +262,10 @@ impl Supervisor {
         process.terminate()?;
         if !process.wait_stopped(patience) {
             let hint = format!(
-                "look into {}, or: litefs-dev kill {station}",
-                self.directory.log(station).display()
+                "look into {}, or: {} kill --name {} {station}",
+                self.directory.log(station).display(),
+                binary::typed(),
+                self.directory.name()
             );
             return Err(Error::refused(
                 format!("{station} still runs {patience:?} after SIGTERM"),
@@ -297,7 +300,8 @@ impl Supervisor {
         let launcher = self.process(station)?.running_pid()?;
         let daemons = processes::daemons_of(launcher);
         if daemons.is_empty() {
-            let hint = format!("this litefs is its own daemon: litefs-dev kill {station}");
+            let (dev, name) = (binary::typed(), self.directory.name());
+            let hint = format!("this litefs is its own daemon: {dev} kill --name {name} {station}");
             let message = format!("{station} (pid {launcher}) has no daemon below it");
             return Err(Error::refused(message, hint));
         }
