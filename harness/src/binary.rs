@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use terminal::interrupt;
+
 use crate::error::{Error, Result};
 
 /// How to come by the `litefs` binary.
@@ -134,6 +136,9 @@ fn build(workspace: &Path, release: bool) -> Result<PathBuf> {
         let message = format!("litefs cannot be built: running cargo: {error}");
         Error::refused(message, hint)
     })?;
+    if interrupt::requested() {
+        return Err(Error::Interrupted);
+    }
     if !output.status.success() {
         return Err(Error::refused(
             "litefs cannot be built",

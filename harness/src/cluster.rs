@@ -9,6 +9,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use terminal::interrupt;
+
 use crate::binary;
 use crate::control::{self, ProcessState, Request, SupervisorState};
 use crate::directory::{self, ClusterDirectory};
@@ -40,6 +42,8 @@ pub struct Cluster {
     directory: ClusterDirectory,
     runtime: tokio::runtime::Runtime,
     keep: Keep,
+    /// It was made by this value, and there was none of its name.
+    is_new: bool,
     since: Instant,
 }
 
@@ -66,15 +70,35 @@ impl Cluster {
         std::fs::create_dir_all(directory.path()).map_err(Error::file("creating", directory.path()))?;
         let directory = ClusterDirectory::at(directory.path())?;
         directory.save_spec(&spec)?;
-        let cluster = Self {
+        let mut cluster = Self {
             directory,
             runtime: runtime()?,
             keep: options.keep,
+            is_new,
             since,
         };
-        cluster.start_supervisor()?;
-        cluster.start_nodes(spec.node_stations(), is_new)?;
-        Ok(cluster)
+        let supervised = cluster.start_supervisor();
+        if supervised.is_err() && cluster.directory.is_running()? {
+            // Ours has ended; somebody else's was faster, and with it the cluster is theirs.
+            cluster.keep = Keep::Yes;
+            return supervised.map(|()| cluster);
+        }
+        match supervised.and_then(|()| cluster.start_nodes(spec.node_stations())) {
+            Ok(()) => Ok(cluster),
+            Err(error) => {
+                let left = |left| Error::Invalid(format!("{error}; what was started is not ended: {left}"));
+                cluster.undo().map_err(left)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Undoes an [`Self::up`] that is not of use: nothing of the cluster runs any more, and there is none if there was none before.
+    pub fn undo(&self) -> Result<()> {
+        match self.is_new {
+            true => self.destroy(),
+            false => self.down(),
+        }
     }
 
     /// The cluster of that name; without a name the only one there is. It is kept when the value is dropped.
@@ -109,6 +133,7 @@ impl Cluster {
             directory,
             runtime: runtime()?,
             keep: Keep::Yes,
+            is_new: false,
             since: Instant::now(),
         })
     }
@@ -183,7 +208,8 @@ impl Cluster {
             .block_on(ClusterStatus::collect(&self.directory, supervisor)))
     }
 
-    /// Waits until the condition holds; returns how long that took.
+    /// Waits until the condition holds; returns how long that took. Ends early when somebody interrupts the program, if it watches for
+    /// that ([`terminal::interrupt::watch`]).
     pub fn wait(&self, condition: &Condition, timeout: Duration) -> Result<Duration> {
         let start = Instant::now();
         loop {
@@ -204,6 +230,9 @@ impl Cluster {
             if !status.running {
                 return Err(self.not_running());
             }
+            if interrupt::requested() {
+                return Err(Error::Interrupted);
+            }
             if waited >= timeout {
                 let (what, seen) = (condition.to_string(), status.summary());
                 return Err(Error::Timeout { what, waited, seen });
@@ -212,12 +241,17 @@ impl Cluster {
         }
     }
 
-    /// Waits until the cluster is of use; gives up as soon as a node has ended.
+    /// Waits until the cluster is of use, from when on it may be kept; gives up as soon as a node has ended.
     pub fn wait_until_ready(&self, timeout: Duration) -> Result<Duration> {
         let start = Instant::now();
         loop {
             match self.wait(&Condition::Settled, GLANCE) {
-                Ok(_) => return Ok(start.elapsed()),
+                Ok(_) => {
+                    if self.keep == Keep::Yes {
+                        self.call(&Request::Keep)?;
+                    }
+                    return Ok(start.elapsed());
+                }
                 Err(Error::Timeout { what, seen, .. }) => {
                     self.check_processes()?;
                     let waited = start.elapsed();
@@ -396,7 +430,7 @@ impl Cluster {
     }
 
     /// In a new cluster n1 is first, and so becomes the primary, as everybody expects.
-    fn start_nodes(&self, mut nodes: impl Iterator<Item = Station>, is_new: bool) -> Result<()> {
+    fn start_nodes(&self, mut nodes: impl Iterator<Item = Station>) -> Result<()> {
         if let Some(first) = nodes.next() {
             self.at(first).start()?;
             let primary = Condition::Role {
@@ -404,9 +438,12 @@ impl Cluster {
                 role: NodeRole::Primary,
             };
             let start = Instant::now();
-            while is_new && self.wait(&primary, GLANCE).is_err() && start.elapsed() < FIRST_PRIMARY {
-                if self.check_processes().is_err() {
-                    break;
+            while self.is_new && start.elapsed() < FIRST_PRIMARY {
+                match self.wait(&primary, GLANCE) {
+                    Ok(_) => break,
+                    Err(Error::Interrupted) => return Err(Error::Interrupted),
+                    Err(_) if self.check_processes().is_err() => break,
+                    Err(_) => {}
                 }
             }
         }
@@ -426,9 +463,11 @@ impl Cluster {
         command
             .arg0("litefs-dev")
             .arg("supervise")
-            .arg(self.directory.path());
-        if self.keep == Keep::No {
-            command.arg("--owner").arg(std::process::id().to_string());
+            .arg(self.directory.path())
+            .arg("--owner")
+            .arg(std::process::id().to_string());
+        if self.keep == Keep::Yes {
+            command.arg("--leave-files");
         }
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         // SAFETY: `setsid` is a plain system call.
@@ -437,11 +476,17 @@ impl Cluster {
             .spawn()
             .map_err(Error::system("starting the supervisor"))?;
         let deadline = Instant::now() + SUPERVISOR_START;
-        while !self.answers() {
+        while !self.answers(&child) {
             self.check_alive(&mut child, start_of_log)?;
-            if Instant::now() > deadline {
-                let hint = format!("see {}", log.display());
-                return Err(Error::refused("the supervisor does not answer", hint));
+            let error = match (interrupt::requested(), Instant::now() > deadline) {
+                (true, _) => Some(Error::Interrupted),
+                (false, true) => Some(silent(&log)),
+                (false, false) => None,
+            };
+            if let Some(error) = error {
+                // It has started no node yet, and nobody else ends it if it does not listen.
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(error);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -451,11 +496,11 @@ impl Cluster {
     }
 
     /// The supervisor answers once the lease server does.
-    fn answers(&self) -> bool {
+    fn answers(&self, supervisor: &Child) -> bool {
         let connected = self.directory.connect();
         connected
             .and_then(|stream| control::call(&self.directory, stream, &Request::State))
-            .is_ok()
+            .is_ok_and(|state| state.pid.cast_unsigned() == supervisor.id())
     }
 
     fn check_alive(&self, child: &mut Child, start_of_log: u64) -> Result<()> {
@@ -483,6 +528,14 @@ impl Drop for Cluster {
             eprintln!("litefs-dev: destroying cluster {}: {error}", self.name());
         }
     }
+}
+
+fn silent(log: &Path) -> Error {
+    let said = std::fs::read(log).unwrap_or_default();
+    Error::Supervisor(format!(
+        "the supervisor does not answer:\n{}",
+        last_lines(&said, 5)
+    ))
 }
 
 fn last_lines(log: &[u8], count: usize) -> String {

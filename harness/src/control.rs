@@ -33,6 +33,8 @@ pub(crate) enum Request {
     Cut(Vec<Direction>),
     /// With `true` ends link policies too.
     Heal(bool),
+    /// From now on the cluster outlives the process that made it.
+    Keep,
     /// Stops what still runs and ends the supervisor.
     Shutdown,
 }
@@ -87,8 +89,6 @@ impl ProcessState {
             Self::Stopped { .. } => None,
         }
     }
-}
-
 
     /// The id of the process, called `name` in that cluster, if it runs and is not paused; otherwise an error that says how to get there.
     pub(crate) fn running(&self, name: impl fmt::Display, cluster: &str) -> Result<i32> {
@@ -101,6 +101,8 @@ impl ProcessState {
         let hint = format!("{} {command} --name {cluster} {name}", binary::typed());
         Err(Error::refused(message, hint))
     }
+}
+
 /// A direction that is not a plain wire.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LinkState {

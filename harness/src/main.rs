@@ -6,6 +6,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+/// As a shell counts a command that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+
 fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LITEFS_DEV_LOG");
     tracing_subscriber::fmt()
@@ -19,7 +22,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("litefs-dev: {}", terminal::explain(&error));
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                Some(litefs_dev::Error::Interrupted) => ExitCode::from(INTERRUPTED),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

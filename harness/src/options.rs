@@ -14,6 +14,7 @@ use crate::station::Station;
 /// Whether a cluster outlives the value that made it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Keep {
+    /// Once it was of use. Before that it ends with the process that makes it, and leaves its files.
     Yes,
     #[default]
     No,

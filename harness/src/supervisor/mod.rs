@@ -15,6 +15,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
@@ -24,8 +25,8 @@ use nix::sys::signal::{SigSet, Signal};
 pub(crate) use mounts::{detach_below, mounted_below};
 use process::{Process, Spawner};
 
-use crate::control::{LinkState, Request, StationState, SupervisorState, Victims};
 use crate::binary;
+use crate::control::{LinkState, Request, StationState, SupervisorState, Victims};
 use crate::directory::ClusterDirectory;
 use crate::error::{Error, Result};
 use crate::net::Network;
@@ -47,12 +48,22 @@ pub(crate) struct Supervisor {
     spawner: Spawner,
     /// This very program, which is also the lease server.
     program: PathBuf,
+    /// The cluster outlives its owner.
+    kept: AtomicBool,
     _lock: File,
+}
+
+/// The process that a cluster ends with, unless it is told to outlive it.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner {
+    pub pid: i32,
+    /// The cluster's files stay when it ends that way.
+    pub leaves_files: bool,
 }
 
 /// Runs the cluster below `path` until it is told to shut down, by request or SIGTERM, or until `owner` ends.
 /// Must be called before the process has threads.
-pub fn run(path: &Path, owner: Option<i32>) -> Result<()> {
+pub fn run(path: &Path, owner: Option<Owner>) -> Result<()> {
     let directory = ClusterDirectory::at(path)?;
     let Some(lock) = directory.lock()? else {
         let hint = format!("{} status --name {}", binary::typed(), directory.name());
@@ -124,6 +135,7 @@ impl Supervisor {
             processes,
             spawner,
             program,
+            kept: AtomicBool::new(false),
             _lock: lock,
         })
     }
@@ -250,6 +262,10 @@ impl Supervisor {
             Request::Link(directions, policy) => self.network.link(&directions, policy),
             Request::Cut(directions) => self.network.cut(&directions),
             Request::Heal(policies) => self.network.heal(policies),
+            Request::Keep => {
+                self.kept.store(true, Ordering::SeqCst);
+                Ok(())
+            }
             Request::Shutdown => {
                 self.shut_down();
                 Ok(())
