@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 pub struct Wanted {
     /// Exactly this one.
     pub binary: Option<PathBuf>,
-    /// The release profile rather than the debug one.
+    /// The release profile, also where this program was built with the debug one.
     pub release: bool,
 }
 
@@ -21,7 +21,8 @@ pub struct Wanted {
 const GIVEN: &str = "LITEFS_BINARY";
 
 impl Wanted {
-    /// The binary: the given one, or the one that `LITEFS_BINARY` names, or the workspace's (built if necessary), or the one beside this program or in the `PATH`.
+    /// The binary: the given one, or the one that `LITEFS_BINARY` names, or the workspace's (built if necessary, with the profile of this
+    /// program), or the one beside this program or in the `PATH`.
     pub fn find(&self) -> Result<PathBuf> {
         if let Some(binary) = &self.binary {
             return binary.canonicalize().map_err(Error::file("finding", binary));
@@ -31,7 +32,8 @@ impl Wanted {
             return given.canonicalize().map_err(Error::file("finding", &given));
         }
         if let Some(workspace) = workspace()? {
-            return build(&workspace, self.release);
+            // What is measured or debugged here is not mixed of two profiles without being asked for.
+            return build(&workspace, self.release || !cfg!(debug_assertions));
         }
         beside("litefs").or_else(|| in_path("litefs")).ok_or_else(|| {
             let hint = "run inside the workspace, give --binary PATH, or put litefs beside this program or into the PATH";

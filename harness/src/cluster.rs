@@ -193,9 +193,9 @@ impl Cluster {
     }
 
     pub fn status(&self) -> Result<ClusterStatus> {
+        let spec = self.directory.spec()?;
         if !self.directory.is_running()? {
-            let spec = self.directory.spec()?;
-            return Ok(ClusterStatus::stopped(&self.directory, spec.node_stations()));
+            return Ok(ClusterStatus::stopped(&self.directory, &spec));
         }
         let supervisor = match self.call(&Request::State) {
             Ok(supervisor) => supervisor,
@@ -205,7 +205,7 @@ impl Cluster {
         };
         Ok(self
             .runtime
-            .block_on(ClusterStatus::collect(&self.directory, supervisor)))
+            .block_on(ClusterStatus::collect(&self.directory, &spec, supervisor)))
     }
 
     /// Waits until the condition holds; returns how long that took. Ends early when somebody interrupts the program, if it watches for

@@ -54,7 +54,8 @@ pub(super) fn print_status(status: &ClusterStatus) {
     println!(
         "cluster {}{}, {}",
         status.name,
-        if status.running { "" } else { " (not running)" }
+        if status.running { "" } else { " (not running)" },
+        status.binary.display()
     );
     table::print(["NODE", "ROLE", "PROCESS", "API", "MOUNT", "POSITIONS"], &rows);
     if let Some(lease) = &status.lease {

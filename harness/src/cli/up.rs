@@ -40,10 +40,10 @@ pub(super) struct Up {
     /// How long nobody gets the lease after its holder was lost [default: 1s]
     #[arg(long, value_parser = humantime::parse_duration)]
     lock_delay: Option<Duration>,
-    /// The litefs binary [default: $LITEFS_BINARY, else built from the workspace, else beside this program, else in the PATH]
+    /// The litefs binary [default: $LITEFS_BINARY, else built from the workspace with the profile of this program, else beside this program, else in the PATH]
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
-    /// Build litefs with the release profile
+    /// Build litefs with the release profile, also where this program was built with the debug one
     #[arg(long)]
     release: bool,
     /// Let the daemons log details
