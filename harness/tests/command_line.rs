@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{eventually, fail, impossible, stand_in, succeed};
+use support::{eventually, fail, impossible, litefs_dev, stand_in, succeed};
 
 /// Far less than a command that hangs takes, and far more than one that looks at its node first.
 const AT_ONCE: Duration = Duration::from_secs(4);
@@ -62,6 +62,17 @@ fn processes() -> impl Iterator<Item = PathBuf> {
     entries.filter(is_process).map(|entry| entry.path())
 }
 
+/// Ends the cluster of a test, however that ends.
+struct Ended<'a>(&'a Path);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if self.0.join("a").exists() {
+            litefs_dev(self.0, &["destroy"]);
+        }
+    }
+}
+
 fn signal(child: &Child, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
 }
@@ -78,6 +89,7 @@ fn an_interrupted_up_leaves_nothing_of_a_new_cluster() {
     }
     let root = tempfile::tempdir().unwrap();
     let clusters = root.path().canonicalize().unwrap().join("clusters");
+    let _ended = Ended(&clusters);
     for end in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let mut up = up_for_ever(&clusters, &sluggard(root.path()));
         signal(&up, end);
@@ -94,6 +106,7 @@ fn an_interrupted_up_leaves_a_cluster_that_was_there_stopped_with_its_data() {
     }
     let root = tempfile::tempdir().unwrap();
     let clusters = root.path().canonicalize().unwrap().join("clusters");
+    let _ended = Ended(&clusters);
     assert!(up(&clusters, "2", &stand_in()).status().unwrap().success());
     succeed(
         &clusters,
@@ -122,6 +135,7 @@ fn whoever_is_late_does_not_end_the_cluster_of_another() {
         return;
     }
     let root = tempfile::tempdir().unwrap();
+    let _ended = Ended(root.path());
     let mut ups: Vec<_> = (0..3)
         .map(|_| {
             let mut up = up(root.path(), "1", &stand_in());
@@ -143,6 +157,7 @@ fn an_up_that_fails_stops_the_cluster_and_leaves_its_logs() {
     let root = root.path();
     let broken = script(root, "broken", "echo no such lease; exit 1");
     let clusters = root.join("clusters");
+    let _ended = Ended(&clusters);
     let output = up(&clusters, "2", &broken).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -306,6 +321,7 @@ fn where_there_is_no_sqlite3_nobody_is_told_to_type_it() {
         return;
     }
     let root = tempfile::tempdir().unwrap();
+    let _ended = Ended(root.path());
     let output = up(root.path(), "1", &stand_in())
         .env("PATH", "/nowhere")
         .stdout(Stdio::piped())
@@ -347,6 +363,7 @@ fn the_daemon_is_built_with_the_profile_of_the_program_that_builds_it() {
     std::fs::create_dir_all(workspace.join("daemon")).unwrap();
     std::fs::write(workspace.join("Cargo.toml"), "[workspace]\n").unwrap();
     std::fs::write(workspace.join("daemon/Cargo.toml"), "").unwrap();
+    let _ended = Ended(&clusters);
     let built = serde_json::json!({"executable": stand_in()});
     let text = format!(
         "echo \"$@\" > {}/words\necho '{built}'",
