@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use terminal::interrupt;
+
 use crate::error::{Error, Result};
 
 /// How to come by the `litefs` binary.
@@ -11,7 +13,7 @@ use crate::error::{Error, Result};
 pub struct Wanted {
     /// Exactly this one.
     pub binary: Option<PathBuf>,
-    /// The release profile rather than the debug one.
+    /// The release profile, also where this program was built with the debug one.
     pub release: bool,
 }
 
@@ -19,7 +21,8 @@ pub struct Wanted {
 const GIVEN: &str = "LITEFS_BINARY";
 
 impl Wanted {
-    /// The binary: the given one, or the one that `LITEFS_BINARY` names, or the workspace's (built if necessary), or the one beside this program or in the `PATH`.
+    /// The binary: the given one, or the one that `LITEFS_BINARY` names, or the workspace's (built if necessary, with the profile of this
+    /// program), or the one beside this program or in the `PATH`.
     pub fn find(&self) -> Result<PathBuf> {
         if let Some(binary) = &self.binary {
             return binary.canonicalize().map_err(Error::file("finding", binary));
@@ -29,10 +32,11 @@ impl Wanted {
             return given.canonicalize().map_err(Error::file("finding", &given));
         }
         if let Some(workspace) = workspace()? {
-            return build(&workspace, self.release);
+            // What is measured or debugged here is not mixed of two profiles without being asked for.
+            return build(&workspace, self.release || !cfg!(debug_assertions));
         }
         beside("litefs").or_else(|| in_path("litefs")).ok_or_else(|| {
-            let hint = "run inside the workspace, give --binary PATH, or put litefs into the PATH";
+            let hint = "run inside the workspace, give --binary PATH, or put litefs beside this program or into the PATH";
             Error::refused("the litefs binary was not found", hint)
         })
     }
@@ -54,16 +58,12 @@ pub fn announce_litefs_dev() {
     IS_LITEFS_DEV.store(true, Ordering::Relaxed);
 }
 
-/// A reader that has seen enough (`litefs-dev status | head -1`) ends a command as it ends others, without a word.
-pub fn end_without_reader() {
-    let tell = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        let message = panic.payload_as_str().unwrap_or_default();
-        if message.starts_with("failed printing to std") && message.contains("Broken pipe") {
-            std::process::exit(128 + libc::SIGPIPE);
-        }
-        tell(panic);
-    }));
+/// What to type to run `litefs-dev` again, for hints.
+pub(crate) fn typed() -> String {
+    match IS_LITEFS_DEV.load(Ordering::Relaxed) {
+        true => terminal::typed("litefs-dev"),
+        false => "litefs-dev".to_owned(),
+    }
 }
 
 /// The `litefs-dev` binary, which supervises clusters: this program, or the one beside a test program.
@@ -96,7 +96,8 @@ fn beside(name: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-fn in_path(name: &str) -> Option<PathBuf> {
+/// The program of that name in the `PATH`.
+pub fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
         .map(|directory| directory.join(name))
@@ -132,7 +133,14 @@ fn build(workspace: &Path, release: bool) -> Result<PathBuf> {
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .output();
-    let output = output.map_err(Error::system("running cargo"))?;
+    let output = output.map_err(|error| {
+        let hint = "run in a shell where cargo works, or give --binary PATH";
+        let message = format!("litefs cannot be built: running cargo: {error}");
+        Error::refused(message, hint)
+    })?;
+    if interrupt::requested() {
+        return Err(Error::Interrupted);
+    }
     if !output.status.success() {
         return Err(Error::refused(
             "litefs cannot be built",

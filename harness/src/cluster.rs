@@ -9,6 +9,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use terminal::interrupt;
+
 use crate::binary;
 use crate::control::{self, ProcessState, Request, SupervisorState};
 use crate::directory::{self, ClusterDirectory};
@@ -40,6 +42,8 @@ pub struct Cluster {
     directory: ClusterDirectory,
     runtime: tokio::runtime::Runtime,
     keep: Keep,
+    /// It was made by this value, and there was none of its name.
+    is_new: bool,
     since: Instant,
 }
 
@@ -54,7 +58,8 @@ impl Cluster {
         };
         let directory = ClusterDirectory::of(&root, &name)?;
         if directory.is_running()? {
-            let hint = format!("litefs-dev status --name {name}, or litefs-dev down --name {name} first");
+            let dev = binary::typed();
+            let hint = format!("{dev} status --name {name}, or {dev} down --name {name} first");
             return Err(Error::refused(format!("cluster {name} is running already"), hint));
         }
         options::check_fuse_device()?;
@@ -65,15 +70,35 @@ impl Cluster {
         std::fs::create_dir_all(directory.path()).map_err(Error::file("creating", directory.path()))?;
         let directory = ClusterDirectory::at(directory.path())?;
         directory.save_spec(&spec)?;
-        let cluster = Self {
+        let mut cluster = Self {
             directory,
             runtime: runtime()?,
             keep: options.keep,
+            is_new,
             since,
         };
-        cluster.start_supervisor()?;
-        cluster.start_nodes(spec.node_stations(), is_new)?;
-        Ok(cluster)
+        let supervised = cluster.start_supervisor();
+        if supervised.is_err() && cluster.directory.is_running()? {
+            // Ours has ended; somebody else's was faster, and with it the cluster is theirs.
+            cluster.keep = Keep::Yes;
+            return supervised.map(|()| cluster);
+        }
+        match supervised.and_then(|()| cluster.start_nodes(spec.node_stations())) {
+            Ok(()) => Ok(cluster),
+            Err(error) => {
+                let left = |left| Error::Invalid(format!("{error}; what was started is not ended: {left}"));
+                cluster.undo().map_err(left)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Undoes an [`Self::up`] that is not of use: nothing of the cluster runs any more, and there is none if there was none before.
+    pub fn undo(&self) -> Result<()> {
+        match self.is_new {
+            true => self.destroy(),
+            false => self.down(),
+        }
     }
 
     /// The cluster of that name; without a name the only one there is. It is kept when the value is dropped.
@@ -95,7 +120,7 @@ impl Cluster {
             (None, []) => {
                 return Err(Error::refused(
                     format!("no cluster in {}", root.display()),
-                    "litefs-dev up 3",
+                    format!("{} up 3", binary::typed()),
                 ));
             }
             (None, _) => {
@@ -108,6 +133,7 @@ impl Cluster {
             directory,
             runtime: runtime()?,
             keep: Keep::Yes,
+            is_new: false,
             since: Instant::now(),
         })
     }
@@ -167,9 +193,9 @@ impl Cluster {
     }
 
     pub fn status(&self) -> Result<ClusterStatus> {
+        let spec = self.directory.spec()?;
         if !self.directory.is_running()? {
-            let spec = self.directory.spec()?;
-            return Ok(ClusterStatus::stopped(&self.directory, spec.node_stations()));
+            return Ok(ClusterStatus::stopped(&self.directory, &spec));
         }
         let supervisor = match self.call(&Request::State) {
             Ok(supervisor) => supervisor,
@@ -179,10 +205,11 @@ impl Cluster {
         };
         Ok(self
             .runtime
-            .block_on(ClusterStatus::collect(&self.directory, supervisor)))
+            .block_on(ClusterStatus::collect(&self.directory, &spec, supervisor)))
     }
 
-    /// Waits until the condition holds; returns how long that took.
+    /// Waits until the condition holds; returns how long that took. Ends early when somebody interrupts the program, if it watches for
+    /// that ([`terminal::interrupt::watch`]).
     pub fn wait(&self, condition: &Condition, timeout: Duration) -> Result<Duration> {
         let start = Instant::now();
         loop {
@@ -203,6 +230,9 @@ impl Cluster {
             if !status.running {
                 return Err(self.not_running());
             }
+            if interrupt::requested() {
+                return Err(Error::Interrupted);
+            }
             if waited >= timeout {
                 let (what, seen) = (condition.to_string(), status.summary());
                 return Err(Error::Timeout { what, waited, seen });
@@ -211,12 +241,17 @@ impl Cluster {
         }
     }
 
-    /// Waits until the cluster is of use; gives up as soon as a node has ended.
+    /// Waits until the cluster is of use, from when on it may be kept; gives up as soon as a node has ended.
     pub fn wait_until_ready(&self, timeout: Duration) -> Result<Duration> {
         let start = Instant::now();
         loop {
             match self.wait(&Condition::Settled, GLANCE) {
-                Ok(_) => return Ok(start.elapsed()),
+                Ok(_) => {
+                    if self.keep == Keep::Yes {
+                        self.call(&Request::Keep)?;
+                    }
+                    return Ok(start.elapsed());
+                }
                 Err(Error::Timeout { what, seen, .. }) => {
                     self.check_processes()?;
                     let waited = start.elapsed();
@@ -347,11 +382,11 @@ impl Cluster {
         let path = self.directory.path();
         // Removing through a mount would delete what is mounted.
         if let Some(mount) = supervisor::mounted_below(path)?.first() {
-            let hint = "find out who uses it (fuser -m), then litefs-dev destroy again";
-            return Err(Error::refused(
-                format!("{} is still mounted", mount.display()),
-                hint,
-            ));
+            let (mount, dev, name) = (mount.display(), binary::typed(), self.name());
+            let hint = format!(
+                "end the processes that use it (fuser -vm {mount} lists them), then {dev} destroy --name {name}"
+            );
+            return Err(Error::refused(format!("{mount} is still mounted"), hint));
         }
         remove_tree(path).map_err(Error::file("removing", path))
     }
@@ -376,7 +411,10 @@ impl Cluster {
             .directory
             .supervisor_pid()
             .map_or("?".to_owned(), |pid| pid.to_string());
-        let hint = format!("kill -9 {pid}, then litefs-dev up or destroy: both clean up after it");
+        let (dev, name) = (binary::typed(), self.name());
+        let hint = format!(
+            "kill -9 {pid}, then {dev} up --name {name} or {dev} destroy --name {name}: both clean up after it"
+        );
         Error::refused(
             format!("the supervisor (pid {pid}) does not answer: {error}"),
             hint,
@@ -387,12 +425,12 @@ impl Cluster {
         let name = self.name();
         Error::refused(
             format!("cluster {name} is not running"),
-            format!("litefs-dev up --name {name}"),
+            format!("{} up --name {name}", binary::typed()),
         )
     }
 
     /// In a new cluster n1 is first, and so becomes the primary, as everybody expects.
-    fn start_nodes(&self, mut nodes: impl Iterator<Item = Station>, is_new: bool) -> Result<()> {
+    fn start_nodes(&self, mut nodes: impl Iterator<Item = Station>) -> Result<()> {
         if let Some(first) = nodes.next() {
             self.at(first).start()?;
             let primary = Condition::Role {
@@ -400,9 +438,12 @@ impl Cluster {
                 role: NodeRole::Primary,
             };
             let start = Instant::now();
-            while is_new && self.wait(&primary, GLANCE).is_err() && start.elapsed() < FIRST_PRIMARY {
-                if self.check_processes().is_err() {
-                    break;
+            while self.is_new && start.elapsed() < FIRST_PRIMARY {
+                match self.wait(&primary, GLANCE) {
+                    Ok(_) => break,
+                    Err(Error::Interrupted) => return Err(Error::Interrupted),
+                    Err(_) if self.check_processes().is_err() => break,
+                    Err(_) => {}
                 }
             }
         }
@@ -419,9 +460,14 @@ impl Cluster {
         let start_of_log = output.metadata().map_err(Error::file("reading", &log))?.len();
         let errors = output.try_clone().map_err(Error::file("opening", &log))?;
         let mut command = Command::new(binary::litefs_dev()?);
-        command.arg("supervise").arg(self.directory.path());
-        if self.keep == Keep::No {
-            command.arg("--owner").arg(std::process::id().to_string());
+        command
+            .arg0("litefs-dev")
+            .arg("supervise")
+            .arg(self.directory.path())
+            .arg("--owner")
+            .arg(std::process::id().to_string());
+        if self.keep == Keep::Yes {
+            command.arg("--leave-files");
         }
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         // SAFETY: `setsid` is a plain system call.
@@ -430,11 +476,17 @@ impl Cluster {
             .spawn()
             .map_err(Error::system("starting the supervisor"))?;
         let deadline = Instant::now() + SUPERVISOR_START;
-        while !self.answers() {
+        while !self.answers(&child) {
             self.check_alive(&mut child, start_of_log)?;
-            if Instant::now() > deadline {
-                let hint = format!("see {}", log.display());
-                return Err(Error::refused("the supervisor does not answer", hint));
+            let error = match (interrupt::requested(), Instant::now() > deadline) {
+                (true, _) => Some(Error::Interrupted),
+                (false, true) => Some(silent(&log)),
+                (false, false) => None,
+            };
+            if let Some(error) = error {
+                // It has started no node yet, and nobody else ends it if it does not listen.
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(error);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -444,11 +496,11 @@ impl Cluster {
     }
 
     /// The supervisor answers once the lease server does.
-    fn answers(&self) -> bool {
+    fn answers(&self, supervisor: &Child) -> bool {
         let connected = self.directory.connect();
         connected
             .and_then(|stream| control::call(&self.directory, stream, &Request::State))
-            .is_ok()
+            .is_ok_and(|state| state.pid.cast_unsigned() == supervisor.id())
     }
 
     fn check_alive(&self, child: &mut Child, start_of_log: u64) -> Result<()> {
@@ -458,7 +510,7 @@ impl Cluster {
         let log = std::fs::read(self.directory.supervisor_log()).unwrap_or_default();
         let start = usize::try_from(start_of_log).unwrap_or(0).min(log.len());
         let said = String::from_utf8_lossy(&log[start..]).trim().to_owned();
-        Err(Error::Supervisor(format!(
+        Err(control::said(&format!(
             "the supervisor failed ({status}):\n{said}"
         )))
     }
@@ -476,6 +528,14 @@ impl Drop for Cluster {
             eprintln!("litefs-dev: destroying cluster {}: {error}", self.name());
         }
     }
+}
+
+fn silent(log: &Path) -> Error {
+    let said = std::fs::read(log).unwrap_or_default();
+    Error::Supervisor(format!(
+        "the supervisor does not answer:\n{}",
+        last_lines(&said, 5)
+    ))
 }
 
 fn last_lines(log: &[u8], count: usize) -> String {
@@ -498,7 +558,7 @@ fn names(all: &[ClusterDirectory]) -> String {
 
 fn no_such(name: &str, all: &[ClusterDirectory]) -> Error {
     let hint = match all {
-        [] => "there are none: litefs-dev up 3".to_owned(),
+        [] => format!("there are none: {} up 3", binary::typed()),
         all => format!("there are: {}", names(all)),
     };
     Error::refused(format!("no cluster {name}"), hint)

@@ -1,5 +1,6 @@
 //! What the command line asks of a cluster's supervisor, and how: one JSON line each way over the control socket.
 
+use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::binary;
 use crate::directory::ClusterDirectory;
 use crate::error::{Error, Result};
 use crate::station::Station;
@@ -31,6 +33,8 @@ pub(crate) enum Request {
     Cut(Vec<Direction>),
     /// With `true` ends link policies too.
     Heal(bool),
+    /// From now on the cluster outlives the process that made it.
+    Keep,
     /// Stops what still runs and ends the supervisor.
     Shutdown,
 }
@@ -85,6 +89,18 @@ impl ProcessState {
             Self::Stopped { .. } => None,
         }
     }
+
+    /// The id of the process, called `name` in that cluster, if it runs and is not paused; otherwise an error that says how to get there.
+    pub(crate) fn running(&self, name: impl fmt::Display, cluster: &str) -> Result<i32> {
+        let (message, command) = match self {
+            Self::Running { pid } => return Ok(*pid),
+            Self::Paused { .. } => (format!("{name} is paused"), "resume"),
+            Self::Stopped { exit: Some(exit) } => (format!("{name} is not running (last: {exit})"), "start"),
+            Self::Stopped { exit: None } => (format!("{name} is not running"), "start"),
+        };
+        let hint = format!("{} {command} --name {cluster} {name}", binary::typed());
+        Err(Error::refused(message, hint))
+    }
 }
 
 /// A direction that is not a plain wire.
@@ -121,5 +137,16 @@ pub(crate) fn call(
     }
     let answer: Result<SupervisorState, String> =
         serde_json::from_str(&answer).map_err(|error| failed()(error.into()))?;
-    answer.map_err(Error::Supervisor)
+    answer.map_err(|text| said(&text))
+}
+
+/// What a supervisor says, which calls itself by its name alone, with its hint as whoever typed this command can paste it.
+pub(crate) fn said(text: &str) -> Error {
+    Error::Supervisor(match text.split_once("\nhint: ") {
+        Some((message, hint)) => {
+            let typed = format!("{} ", binary::typed());
+            format!("{message}\nhint: {}", hint.replace("litefs-dev ", &typed))
+        }
+        None => text.to_owned(),
+    })
 }

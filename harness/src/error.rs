@@ -42,6 +42,10 @@ pub enum Error {
         seen: String,
     },
 
+    /// Somebody pressed Ctrl-C, or the like.
+    #[error("interrupted: what was started is ended again")]
+    Interrupted,
+
     #[error("{0}")]
     Invalid(String),
 }

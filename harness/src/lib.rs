@@ -54,6 +54,6 @@ pub use spec::{ClusterSpec, Durability, LeaseKind, Passthrough};
 pub use station::Station;
 pub use status::{ClusterStatus, LeaseStatus, NodeRole, NodeStatus};
 /// The supervisor's main function, for the `litefs-dev` binary alone.
-pub use supervisor::run as supervise;
+pub use supervisor::{Owner, run as supervise};
 pub use verify::{Verification, VerifiedDatabase};
 pub use wait::Condition;

@@ -2,14 +2,14 @@
 
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
 use crate::binary;
 use crate::cluster::{Cluster, STOP};
 use crate::content::Content;
-use crate::control::{Request, Victims};
+use crate::control::{ProcessState, Request, Victims};
 use crate::enter::enter;
 use crate::error::{Error, Result};
 use crate::inside;
@@ -18,6 +18,8 @@ use crate::station::Station;
 
 /// How long to wait for locks of others.
 const BUSY: Duration = Duration::from_secs(5);
+/// How long, beyond that, a node may not answer while somebody waits for its mount: a daemon that died is started again by then.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// A node of a cluster, or its lease server.
 #[derive(Clone, Copy)]
@@ -72,34 +74,63 @@ impl Node<'_> {
         busy_timeout: Duration,
     ) -> Result<T> {
         let file = file_of(&self.mount(), database)?;
+        let state = self.cluster.call(&Request::State)?;
+        let station = state.station(self.station)?;
+        station.process.running(self.station, &self.cluster.name())?;
         let mut command = Command::new(binary::litefs_dev()?);
         command
             .arg(work)
             .arg(file)
-            .arg(busy_timeout.as_millis().to_string());
-        self.place(&mut command)?;
+            .arg(busy_timeout.as_millis().to_string())
+            .arg("--directory")
+            .arg(self.mount());
+        // The child enters the mount itself: until it runs nobody could end it, and the mount may not answer.
+        let directory = self.cluster.directory().station(self.station);
+        enter(&mut command, &state, station, &directory)?;
         let failed = |message| Error::Sql {
             node: self.station.to_string(),
             message,
         };
-        inside::parent(command, input).map_err(failed)
+        let start = Instant::now();
+        let check = || self.must_answer(start.elapsed() > busy_timeout + ANSWER);
+        inside::parent(command, input, check, failed)
     }
 
-    /// A command that will run on the node: in its namespaces, in its mount.
+    /// An error if the node does not run; if it is `late`, also if it runs and does not answer.
+    fn must_answer(&self, late: bool) -> Result<()> {
+        let status = self.cluster.status()?;
+        let Some(node) = status.node(self.station) else {
+            return Ok(());
+        };
+        match (&node.process, &node.error) {
+            (ProcessState::Running { .. }, Some(error)) if late => Err(Error::refused(
+                format!("{} does not answer: {error}", self.station),
+                format!("see {}", self.log().display()),
+            )),
+            (ProcessState::Running { .. }, _) => Ok(()),
+            // Between the end of a process and its next start a client waits for the mount.
+            (ProcessState::Stopped { .. }, _) if !late => Ok(()),
+            (state @ (ProcessState::Paused { .. } | ProcessState::Stopped { .. }), _) => {
+                state.running(self.station, &self.cluster.name()).map(drop)
+            }
+        }
+    }
+
+    /// A command that will run on the node: in its namespaces, in its mount. On a paused one it could not enter the mount.
     pub fn exec(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
         let mut command = Command::new(program);
         command.env("LITEFS_NODE", self.station.to_string());
-        self.place(&mut command)?;
-        Ok(command)
-    }
-
-    fn place(&self, command: &mut Command) -> Result<()> {
         let state = self.cluster.call(&Request::State)?;
+        let station = state.station(self.station)?;
+        if matches!(station.process, ProcessState::Paused { .. }) {
+            station.process.running(self.station, &self.cluster.name())?;
+        }
         let directory = match self.station.is_node() {
             true => self.mount(),
             false => self.cluster.directory().station(self.station),
         };
-        enter(command, &state, state.station(self.station)?, &directory)
+        enter(&mut command, &state, station, &directory)?;
+        Ok(command)
     }
 
     pub fn start(&self) -> Result<()> {

@@ -14,6 +14,7 @@ use crate::station::Station;
 /// Whether a cluster outlives the value that made it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Keep {
+    /// Once it was of use. Before that it ends with the process that makes it, and leaves its files.
     Yes,
     #[default]
     No,
@@ -84,7 +85,8 @@ pub(crate) fn spec(options: &ClusterOptions, directory: &ClusterDirectory) -> Re
         && options.nodes < before.nodes
     {
         let (name, had) = (directory.name(), before.nodes);
-        let hint = format!("litefs-dev up {had} --name {name}, or litefs-dev destroy --name {name} first");
+        let dev = binary::typed();
+        let hint = format!("{dev} up {had} --name {name}, or {dev} destroy --name {name} first");
         return Err(Error::refused(
             format!(
                 "cluster {name} has {had} nodes, which is more than {}",

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::control::{LinkState, ProcessState, StationState, SupervisorState};
 use crate::directory::ClusterDirectory;
+use crate::spec::ClusterSpec;
 use crate::station::Station;
 
 /// A node that takes longer to answer counts as down.
@@ -18,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct ClusterStatus {
     pub name: String,
     pub running: bool,
+    /// The `litefs` that the nodes run, or will run.
+    pub binary: PathBuf,
     pub nodes: Vec<NodeStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeaseStatus>,
@@ -80,12 +83,14 @@ pub struct LeaseStatus {
 
 impl ClusterStatus {
     /// The status of a cluster whose supervisor does not run.
-    pub(crate) fn stopped(directory: &ClusterDirectory, nodes: impl Iterator<Item = Station>) -> Self {
+    pub(crate) fn stopped(directory: &ClusterDirectory, spec: &ClusterSpec) -> Self {
         let process = ProcessState::Stopped { exit: None };
         Self {
             name: directory.name(),
             running: false,
-            nodes: nodes
+            binary: spec.binary.clone(),
+            nodes: spec
+                .node_stations()
                 .map(|station| NodeStatus::down(directory, station, process.clone(), None))
                 .collect(),
             lease: None,
@@ -96,7 +101,11 @@ impl ClusterStatus {
     }
 
     /// Asks all nodes at once.
-    pub(crate) async fn collect(directory: &ClusterDirectory, supervisor: SupervisorState) -> Self {
+    pub(crate) async fn collect(
+        directory: &ClusterDirectory,
+        spec: &ClusterSpec,
+        supervisor: SupervisorState,
+    ) -> Self {
         let (nodes, lease): (Vec<_>, Vec<_>) = supervisor
             .stations
             .iter()
@@ -110,6 +119,7 @@ impl ClusterStatus {
         Self {
             name: directory.name(),
             running: true,
+            binary: spec.binary.clone(),
             nodes: join_all(nodes.into_iter().map(|state| NodeStatus::ask(directory, state))).await,
             lease,
             links: supervisor.links,

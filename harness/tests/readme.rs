@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -158,4 +159,110 @@ fn the_readme_leads_through_a_cluster() {
     succeed(root, &["destroy"]);
     assert!(fail(root, &["status"]).contains("litefs-dev up"));
     assert_eq!(std::fs::read_dir(root).unwrap().count(), 0);
+}
+
+/// The repository this package is in.
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+fn readme() -> String {
+    std::fs::read_to_string(repository().join("README.md")).unwrap()
+}
+
+#[test]
+fn the_walk_as_it_is_written_leaves_all_nodes_alive() {
+    if impossible() {
+        return;
+    }
+    let readme = readme();
+    let walk: Vec<_> = readme.lines().filter(|line| line.starts_with("dev ")).collect();
+    let (last, walk) = walk.split_last().unwrap();
+    assert!(walk.len() > 5 && *last == "dev destroy", "{walk:?}");
+    let (root, litefs) = (tempfile::tempdir().unwrap(), litefs());
+    let root = root.path();
+    let _destroyed = Destroyed(root);
+    let up = ["up", "3", "--name", CLUSTER, "--ttl", "3s", "--binary"];
+    succeed(root, &[&up[..], &[litefs.to_str().unwrap()]].concat());
+    let program = env!("CARGO_BIN_EXE_litefs-dev");
+    let script = format!("set -ex\ndev() {{ '{program}' \"$@\"; }}\n{}\n", walk.join("\n"));
+    let mut shell = std::process::Command::new("bash");
+    shell.args(["-c", &script]).env("LITEFS_DEV_DIR", root);
+    let output = shell.env_remove("LITEFS_DEV_CLUSTER").output().unwrap();
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.status.success(), "{said}");
+    let status = json(root, &["status", "--json"]);
+    let mut roles = roles(&status);
+    roles.sort_unstable();
+    assert_eq!(roles, ["primary", "replica", "replica"], "{said}");
+    succeed(root, &["destroy"]);
+}
+
+#[test]
+fn every_page_of_the_documentation_is_linked() {
+    let readme = readme();
+    let read = &readme[readme.find("\n## Read\n").unwrap()..];
+    for entry in std::fs::read_dir(repository().join("docs")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let link = if name.ends_with(".md") {
+            format!("(docs/{name})")
+        } else {
+            format!("(docs/{name}/README.md)")
+        };
+        assert!(read.contains(&link), "{link}");
+    }
+}
+
+/// What a package is made of for this machine: each package with the features that are compiled.
+fn made_of(package: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut cargo = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args([
+        "tree",
+        "--package",
+        package,
+        "--edges",
+        "normal,no-proc-macro",
+        "--prefix",
+        "none",
+    ]);
+    cargo.args(["--format", "{p}|{f}", "--no-dedupe", "--locked"]);
+    let output = cargo.current_dir(repository()).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let mut found = BTreeMap::<_, BTreeSet<_>>::new();
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
+        let Some((name, features)) = line.split_once('|') else {
+            continue;
+        };
+        found
+            .entry(name.to_owned())
+            .or_default()
+            .insert(features.to_owned());
+    }
+    found
+}
+
+/// The README has `litefs-dev` compiled, which then has `litefs` compiled. Cargo compiles a package anew for other features, and
+/// whatever depends on it.
+#[test]
+fn what_litefs_dev_and_litefs_are_both_made_of_is_compiled_once() {
+    let (tool, daemon) = (made_of("litefs-dev"), made_of("litefs"));
+    let shared: Vec<_> = tool
+        .iter()
+        .filter(|(name, _)| daemon.contains_key(*name))
+        .collect();
+    assert!(shared.len() > 50, "{}", shared.len());
+    for (name, features) in shared {
+        assert_eq!(
+            *features, daemon[name],
+            "{name}: give harness/Cargo.toml what `litefs` has"
+        );
+    }
 }

@@ -15,8 +15,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Gid, Pid, Uid};
-
-use crate::interrupt;
+use terminal::interrupt;
 
 /// Who runs the tests. Numeric: no user has to exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

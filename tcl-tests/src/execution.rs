@@ -132,7 +132,7 @@ pub fn errand(command: &mut Command, what: &str) -> Result<(), String> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(shared),
         ERRAND,
     )
-    .map_err(|error| format!("{what}: {error:#}"))?;
+    .map_err(|error| format!("{what}: {}", terminal::explain(&error)))?;
     if usage.ended.success() {
         return Ok(());
     }

@@ -21,7 +21,6 @@ pub mod cli;
 pub mod execution;
 pub mod expectations;
 pub mod fixture;
-pub mod interrupt;
 pub mod mount;
 pub mod replica;
 pub mod report;

@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     match Command::parse().run() {
         Ok(code) => code,
         Err(error) => {
-            litefs_tcl::work::tell(&format!("ERROR: {error:#}"));
+            litefs_tcl::work::tell(&format!("ERROR: {}", terminal::explain(&error)));
             ExitCode::from(2)
         }
     }

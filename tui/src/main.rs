@@ -33,10 +33,11 @@ struct Args {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
+    terminal::end_without_reader();
     match run(&Args::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("litefs-tui: {error:#}");
+            eprintln!("litefs-tui: {}", terminal::explain(&error));
             ExitCode::FAILURE
         }
     }

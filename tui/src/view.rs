@@ -69,7 +69,12 @@ fn node_table(screen: &Screen) -> Table<'static> {
         }
         Err(error) => {
             let down = Style::new().fg(Color::Red);
-            let cells = ["?", "silent", "", "", "", &format!("{}: {error}", node.url)];
+            // Many errors name the node themselves.
+            let told = match error.contains(&node.url) {
+                true => error.clone(),
+                false => format!("{}: {error}", node.url),
+            };
+            let cells = ["?", "silent", "", "", "", &told];
             Row::new(cells.map(|text| Cell::from(text.to_owned()))).style(down)
         }
     });

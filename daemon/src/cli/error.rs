@@ -63,7 +63,7 @@ impl From<litefs_api::Error> for CommandError {
             litefs_api::Error::Transport { .. } => "is litefs running there? name another node with -url URL",
             litefs_api::Error::Answer { .. } => "is that a LiteFS node? name another one with -url URL",
             litefs_api::Error::Status { status, .. } => match status.as_u16() {
-                404 => "list the databases with: curl URL/status",
+                404 => "the databases of the node are listed at URL/status",
                 409 => "only a node with `lease.candidate: true` can become primary",
                 503 => "only the primary can do that; its name is in the file `.primary` of the mount",
                 _ => "the node's log says more",

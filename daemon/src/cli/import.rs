@@ -24,7 +24,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     super::client_runtime()?.block_on(async {
         let file = tokio::fs::File::open(&args.path).await.map_err(|error| {
             CommandError::new(format!("cannot open {}: {error}", args.path.display()))
-                .hint("name an SQLite database that is not in use")
+                .hint("check the path and its permissions")
         })?;
         let body = reqwest::Body::wrap_stream(tokio_util::io::ReaderStream::with_capacity(file, 1 << 16));
         client.import(&args.name, body).await.map_err(CommandError::from)

@@ -73,7 +73,10 @@ pub(super) fn run(args: DaemonArgs) -> Result<ExitCode> {
         skip_unmount: args.skip_unmount,
         link,
     };
-    crate::node::run(options).map_err(|error| CommandError::new(error.to_string()).hint(error.hint()))
+    crate::node::run(options).map_err(|error| CommandError {
+        hint: error.hint().map(str::to_owned),
+        ..CommandError::new(error.to_string())
+    })
 }
 
 /// The configuration with the command line applied, checked.

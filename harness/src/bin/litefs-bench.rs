@@ -49,12 +49,12 @@ enum What {
 }
 
 fn main() -> ExitCode {
-    litefs_dev::binary::end_without_reader();
+    terminal::end_without_reader();
     match bench(&Args::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("litefs-bench: {error:#}");
+            eprintln!("litefs-bench: {}", terminal::explain(&error));
             ExitCode::from(2)
         }
     }

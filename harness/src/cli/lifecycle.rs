@@ -97,8 +97,9 @@ impl Down {
         let cluster = self.which.open()?;
         cluster.down()?;
         println!(
-            "cluster {name} is down; litefs-dev up --name {name} brings it back",
-            name = cluster.name()
+            "cluster {name} is down; {dev} up --name {name} brings it back",
+            name = cluster.name(),
+            dev = terminal::typed("litefs-dev")
         );
         Ok(())
     }

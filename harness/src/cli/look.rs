@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
+use litefs_dev::binary::in_path;
 use litefs_dev::directory::{self, ClusterDirectory};
 use litefs_dev::{ClusterStatus, Condition, NodeRole, ProcessState, Station};
 use serde_json::json;
@@ -51,9 +52,10 @@ pub(super) fn print_status(status: &ClusterStatus) {
         })
         .collect();
     println!(
-        "cluster {}{}",
+        "cluster {}{}, {}",
         status.name,
-        if status.running { "" } else { " (not running)" }
+        if status.running { "" } else { " (not running)" },
+        status.binary.display()
     );
     table::print(["NODE", "ROLE", "PROCESS", "API", "MOUNT", "POSITIONS"], &rows);
     if let Some(lease) = &status.lease {
@@ -75,7 +77,8 @@ pub(super) fn print_status(status: &ClusterStatus) {
     }
     if status.user_namespace {
         println!(
-            "The mounts are visible only inside the cluster's namespaces: use litefs-dev exec and litefs-dev sql."
+            "The mounts are visible only inside the cluster's namespaces: use {dev} exec and {dev} sql.",
+            dev = terminal::typed("litefs-dev")
         );
     }
 }
@@ -96,15 +99,14 @@ pub(super) fn print_invitation(status: &ClusterStatus) {
         println!("{} log  {}", node.name, node.log.display());
     }
     println!();
-    let (name, mut nodes) = (&status.name, status.nodes.iter());
-    if status.user_namespace {
-        for node in nodes {
-            println!("litefs-dev exec --name {name} {} -- sqlite3 app.db", node.name);
+    let (dev, name) = (terminal::typed("litefs-dev"), &status.name);
+    let has_shell = in_path("sqlite3").is_some();
+    for node in &status.nodes {
+        match (has_shell, status.user_namespace) {
+            (true, false) => println!("sqlite3 {}", node.mount.join("app.db").display()),
+            (true, true) => println!("{dev} exec --name {name} {} -- sqlite3 app.db", node.name),
+            (false, _) => println!("{dev} sql --name {name} {} app.db 'SELECT 1'", node.name),
         }
-    } else {
-        nodes
-            .by_ref()
-            .for_each(|node| println!("sqlite3 {}", node.mount.join("app.db").display()));
     }
 }
 

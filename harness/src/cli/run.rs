@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use litefs_dev::lease::LeaseServer as Server;
 use litefs_dev::sql::{self, Rows};
-use litefs_dev::{content, inside};
+use litefs_dev::{Owner, content, inside};
 use serde_json::{Map, Value};
 
 use super::{Target, Which, print_json};
@@ -114,14 +114,21 @@ impl LeaseServer {
 #[derive(clap::Args)]
 pub(super) struct Supervise {
     directory: PathBuf,
-    /// End with this process
+    /// End with this process, unless told to outlive it
     #[arg(long)]
     owner: Option<i32>,
+    /// Leave the files then
+    #[arg(long)]
+    leave_files: bool,
 }
 
 impl Supervise {
     pub(super) fn run(self) -> Result<()> {
-        Ok(litefs_dev::supervise(&self.directory, self.owner)?)
+        let owner = self.owner.map(|pid| Owner {
+            pid,
+            leaves_files: self.leave_files,
+        });
+        Ok(litefs_dev::supervise(&self.directory, owner)?)
     }
 }
 
@@ -129,11 +136,15 @@ impl Supervise {
 pub(super) struct RunSql {
     database: PathBuf,
     busy_timeout_ms: u64,
+    /// Where names of databases that are attached begin
+    #[arg(long)]
+    directory: Option<PathBuf>,
 }
 
 impl RunSql {
     pub(super) fn run(self) -> Result<()> {
         let busy_timeout = Duration::from_millis(self.busy_timeout_ms);
+        enter(self.directory)?;
         Ok(inside::child(|input| {
             sql::run(&self.database, busy_timeout, input)
         })?)
@@ -144,11 +155,21 @@ impl RunSql {
 pub(super) struct ReadContent {
     database: PathBuf,
     busy_timeout_ms: u64,
+    #[arg(long)]
+    directory: Option<PathBuf>,
 }
 
 impl ReadContent {
     pub(super) fn run(self) -> Result<()> {
         let busy_timeout = Duration::from_millis(self.busy_timeout_ms);
+        enter(self.directory)?;
         Ok(inside::child(|_| content::read(&self.database, busy_timeout))?)
     }
+}
+
+fn enter(directory: Option<PathBuf>) -> Result<()> {
+    let Some(directory) = directory else {
+        return Ok(());
+    };
+    std::env::set_current_dir(&directory).with_context(|| format!("entering {}", directory.display()))
 }

@@ -38,10 +38,10 @@ pub(super) struct Torture {
     /// Judge after each fault, and end with the first that hurt an oracle
     #[arg(long)]
     stop_at_first: bool,
-    /// The litefs binary [default: $LITEFS_BINARY, else built from the workspace, else beside this program, else in the PATH]
+    /// The litefs binary [default: $LITEFS_BINARY, else built from the workspace with the profile of this program, else beside this program, else in the PATH]
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
-    /// Build litefs with the release profile
+    /// Build litefs with the release profile, also where this program was built with the debug one
     #[arg(long)]
     release: bool,
     /// Where the run keeps its files [default: a new directory for temporary files]
@@ -56,7 +56,12 @@ impl Torture {
     pub(super) fn run(self) -> Result<()> {
         let keep = self.keep;
         let options = self.options()?;
-        println!("seed {}, directory {}", options.seed, options.directory.display());
+        println!(
+            "seed {}, directory {}, {}",
+            options.seed,
+            options.directory.display(),
+            options.binary.display()
+        );
         let done = torture::run(&options, &mut |line| println!("{line}"));
         let cleaned = torture::clean_up(&options.directory);
         let summary = done.with_context(|| format!("the run is kept in {}", options.directory.display()))?;

@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::Result;
 use litefs_dev::binary::Wanted;
 use litefs_dev::directory::{self, ClusterDirectory};
-use litefs_dev::{Cluster, ClusterOptions, Durability, Keep, LeaseKind, Passthrough};
+use litefs_dev::{Cluster, ClusterOptions, Durability, Error, Keep, LeaseKind, Passthrough};
+use terminal::interrupt;
 
 use super::{look, print_json};
 
@@ -39,10 +40,10 @@ pub(super) struct Up {
     /// How long nobody gets the lease after its holder was lost [default: 1s]
     #[arg(long, value_parser = humantime::parse_duration)]
     lock_delay: Option<Duration>,
-    /// The litefs binary [default: $LITEFS_BINARY, else built from the workspace, else beside this program, else in the PATH]
+    /// The litefs binary [default: $LITEFS_BINARY, else built from the workspace with the profile of this program, else beside this program, else in the PATH]
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
-    /// Build litefs with the release profile
+    /// Build litefs with the release profile, also where this program was built with the debug one
     #[arg(long)]
     release: bool,
     /// Let the daemons log details
@@ -61,21 +62,20 @@ pub(super) struct Up {
 
 impl Up {
     pub(super) fn run(self) -> Result<()> {
+        interrupt::watch()?;
         let json = self.json;
         let timeout = self.timeout;
         let cluster = Cluster::up(self.options()?)?;
-        let ready = cluster.wait_until_ready(timeout);
+        if let Err(error) = cluster.wait_until_ready(timeout) {
+            return Err(give_up(&cluster, error)?.into());
+        }
         let status = cluster.status()?;
         if json {
-            print_json(&status)?;
-        } else {
-            look::print_status(&status);
-            look::print_invitation(&status);
+            return print_json(&status);
         }
-        ready?;
-        if !json {
-            println!("\nReady after {:.1} s.", cluster.since().elapsed().as_secs_f64());
-        }
+        look::print_status(&status);
+        look::print_invitation(&status);
+        println!("\nReady after {:.1} s.", cluster.since().elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -108,4 +108,21 @@ impl Up {
             root: None,
         })
     }
+}
+
+/// Ends a cluster that is not of use. One that was interrupted is as before; one that failed has logs to be read.
+fn give_up(cluster: &Cluster, error: Error) -> Result<Error> {
+    let (dev, name) = (terminal::typed("litefs-dev"), cluster.name());
+    if matches!(error, Error::Interrupted) {
+        cluster.undo()?;
+        return Ok(error);
+    }
+    cluster.down()?;
+    Ok(Error::Refused {
+        message: format!("cluster {name} is not of use and was stopped: {error}"),
+        hint: format!(
+            "{dev} logs --name {name} n1 (or n2, ..., lease, supervisor) tells more; {dev} up --name {name} tries again, \
+             {dev} destroy --name {name} removes it"
+        ),
+    })
 }

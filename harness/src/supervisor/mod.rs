@@ -15,6 +15,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
@@ -24,6 +25,7 @@ use nix::sys::signal::{SigSet, Signal};
 pub(crate) use mounts::{detach_below, mounted_below};
 use process::{Process, Spawner};
 
+use crate::binary;
 use crate::control::{LinkState, Request, StationState, SupervisorState, Victims};
 use crate::directory::ClusterDirectory;
 use crate::error::{Error, Result};
@@ -46,15 +48,25 @@ pub(crate) struct Supervisor {
     spawner: Spawner,
     /// This very program, which is also the lease server.
     program: PathBuf,
+    /// The cluster outlives its owner.
+    kept: AtomicBool,
     _lock: File,
+}
+
+/// The process that a cluster ends with, unless it is told to outlive it.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner {
+    pub pid: i32,
+    /// The cluster's files stay when it ends that way.
+    pub leaves_files: bool,
 }
 
 /// Runs the cluster below `path` until it is told to shut down, by request or SIGTERM, or until `owner` ends.
 /// Must be called before the process has threads.
-pub fn run(path: &Path, owner: Option<i32>) -> Result<()> {
+pub fn run(path: &Path, owner: Option<Owner>) -> Result<()> {
     let directory = ClusterDirectory::at(path)?;
     let Some(lock) = directory.lock()? else {
-        let hint = format!("litefs-dev status --name {}", directory.name());
+        let hint = format!("{} status --name {}", binary::typed(), directory.name());
         return Err(Error::refused("this cluster has a supervisor already", hint));
     };
     let user_namespace = privilege::acquire()?;
@@ -111,7 +123,7 @@ impl Supervisor {
         }
         let processes = spec
             .stations()
-            .map(|station| (station, Process::new(station.to_string())))
+            .map(|station| (station, Process::new(station.to_string(), directory.name())))
             .collect();
         let program = std::env::current_exe().map_err(Error::system("finding this program"))?;
         Ok(Self {
@@ -123,6 +135,7 @@ impl Supervisor {
             processes,
             spawner,
             program,
+            kept: AtomicBool::new(false),
             _lock: lock,
         })
     }
@@ -249,6 +262,10 @@ impl Supervisor {
             Request::Link(directions, policy) => self.network.link(&directions, policy),
             Request::Cut(directions) => self.network.cut(&directions),
             Request::Heal(policies) => self.network.heal(policies),
+            Request::Keep => {
+                self.kept.store(true, Ordering::SeqCst);
+                Ok(())
+            }
             Request::Shutdown => {
                 self.shut_down();
                 Ok(())
@@ -261,8 +278,10 @@ impl Supervisor {
         process.terminate()?;
         if !process.wait_stopped(patience) {
             let hint = format!(
-                "look into {}, or: litefs-dev kill {station}",
-                self.directory.log(station).display()
+                "look into {}, or: {} kill --name {} {station}",
+                self.directory.log(station).display(),
+                binary::typed(),
+                self.directory.name()
             );
             return Err(Error::refused(
                 format!("{station} still runs {patience:?} after SIGTERM"),
@@ -297,7 +316,8 @@ impl Supervisor {
         let launcher = self.process(station)?.running_pid()?;
         let daemons = processes::daemons_of(launcher);
         if daemons.is_empty() {
-            let hint = format!("this litefs is its own daemon: litefs-dev kill {station}");
+            let (dev, name) = (binary::typed(), self.directory.name());
+            let hint = format!("this litefs is its own daemon: {dev} kill --name {name} {station}");
             let message = format!("{station} (pid {launcher}) has no daemon below it");
             return Err(Error::refused(message, hint));
         }

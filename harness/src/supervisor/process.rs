@@ -55,14 +55,16 @@ impl Spawner {
 
 pub(crate) struct Process {
     name: String,
+    cluster: String,
     state: Mutex<ProcessState>,
     changed: Condvar,
 }
 
 impl Process {
-    pub(crate) fn new(name: String) -> Arc<Self> {
+    pub(crate) fn new(name: String, cluster: String) -> Arc<Self> {
         Arc::new(Self {
             name,
+            cluster,
             state: Mutex::new(ProcessState::Stopped { exit: None }),
             changed: Condvar::new(),
         })
@@ -113,23 +115,23 @@ impl Process {
         self.signal(Signal::SIGKILL).map(drop)
     }
 
-    /// SIGHUP.
+    /// SIGHUP, which a paused process would only see later.
     pub(crate) fn reload(&self) -> Result<()> {
+        self.running_pid()?;
         self.signal(Signal::SIGHUP).map(drop)
     }
 
     /// The process's id if it runs and is not paused.
     pub(crate) fn running_pid(&self) -> Result<i32> {
-        let state = self.state.lock();
-        match *state {
-            ProcessState::Running { pid } => Ok(pid),
-            ProcessState::Paused { .. } | ProcessState::Stopped { .. } => Err(self.not_running(&state)),
-        }
+        self.state.lock().running(&self.name, &self.cluster)
     }
 
     fn signal(&self, signal: Signal) -> Result<Pid> {
         let state = self.state.lock();
-        let pid = Pid::from_raw(state.pid().ok_or_else(|| self.not_running(&state))?);
+        let pid = match state.pid() {
+            Some(pid) => Pid::from_raw(pid),
+            None => Pid::from_raw(state.running(&self.name, &self.cluster)?),
+        };
         kill(pid, signal).map_err(Error::errno(format!("sending {signal} to {}", self.name)))?;
         Ok(pid)
     }
@@ -137,9 +139,7 @@ impl Process {
     /// Stops the process and its helpers where they are, as when a virtual machine is suspended.
     pub(crate) fn pause(&self) -> Result<()> {
         let mut state = self.state.lock();
-        let ProcessState::Running { pid } = *state else {
-            return Err(self.not_running(&state));
-        };
+        let pid = state.running(&self.name, &self.cluster)?;
         self.freeze(Pid::from_raw(pid), Signal::SIGSTOP)?;
         *state = ProcessState::Paused { pid };
         Ok(())
@@ -164,17 +164,6 @@ impl Process {
             Ok(()) | Err(nix::Error::ESRCH) => Ok(()),
             Err(errno) => Err(Error::errno(format!("sending {signal} to {}", self.name))(errno)),
         }
-    }
-
-    fn not_running(&self, state: &ProcessState) -> Error {
-        let reason = match state {
-            ProcessState::Paused { .. } => "is paused".to_owned(),
-            ProcessState::Stopped { exit: Some(exit) } => format!("is not running (last: {exit})"),
-            ProcessState::Running { .. } | ProcessState::Stopped { exit: None } => {
-                "is not running".to_owned()
-            }
-        };
-        Error::Invalid(format!("{} {reason}", self.name))
     }
 
     /// Whether the process ended within the time.

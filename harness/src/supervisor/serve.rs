@@ -3,8 +3,9 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use super::{SigSet, Signal, Supervisor};
+use super::{Owner, SigSet, Signal, Supervisor};
 use crate::control::{Request, SupervisorState};
 use crate::error::{Error, Result};
 
@@ -59,15 +60,19 @@ pub(super) fn on_signal(supervisor: &Supervisor) {
     std::process::exit(0);
 }
 
-/// Ends the cluster, and removes what it stored, when its owner is gone.
-pub(super) fn with_owner(supervisor: &Supervisor, owner: i32) {
-    if let Err(error) = wait_for_end(owner) {
-        tracing::warn!(%error, owner, "the owner cannot be watched");
+/// Ends the cluster when its owner is gone, unless it was kept by then, and removes what it stored where that was not meant to stay.
+pub(super) fn with_owner(supervisor: &Supervisor, owner: Owner) {
+    if let Err(error) = wait_for_end(owner.pid) {
+        tracing::warn!(%error, owner.pid, "the owner cannot be watched");
         return;
     }
-    tracing::info!(owner, "the owner ended; so does the cluster");
+    if supervisor.kept.load(Ordering::SeqCst) {
+        return;
+    }
+    tracing::info!(owner.pid, "the owner ended; so does the cluster");
     supervisor.shut_down();
-    if super::mounted_below(supervisor.directory.path()).is_ok_and(|mounts| mounts.is_empty()) {
+    let unmounted = super::mounted_below(supervisor.directory.path()).is_ok_and(|mounts| mounts.is_empty());
+    if !owner.leaves_files && unmounted {
         let _ = crate::remove::remove_tree(supervisor.directory.path());
     }
     std::process::exit(0);

@@ -11,11 +11,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser};
+use terminal::interrupt;
 
 use crate::cache::Cache;
 use crate::fixture::{Fixture, Options};
 use crate::source::{self, Request};
-use crate::{interrupt, replica, report};
+use crate::{replica, report};
 
 /// SQLite's own TCL test suite on a litefs mount, compared with a plain directory.
 #[derive(Debug, Parser)]

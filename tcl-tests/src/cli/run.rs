@@ -403,7 +403,8 @@ fn identity(spec: &Spec) -> String {
     if version.contains("commit=") {
         return version;
     }
-    let digest = source::sha256(&litefs.binary).unwrap_or_else(|error| format!("unknown: {error:#}"));
+    let digest = source::sha256(&litefs.binary)
+        .unwrap_or_else(|error| format!("unknown: {}", terminal::explain(&error)));
     format!("{version}, sha256 {digest}")
 }
 

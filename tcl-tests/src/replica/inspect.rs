@@ -109,7 +109,7 @@ fn take(root: &Path, path: &Path, copy: &Path) -> Result<Found> {
                 return Ok(found);
             }
             // The suite corrupts databases on purpose. What the node thinks of this one is in its status.
-            Err(error) => found.not_a_database = Some(format!("{error:#}")),
+            Err(error) => found.not_a_database = Some(terminal::explain(&error)),
         }
     }
     let has_wal = std::fs::metadata(with_suffix(path, "-wal")).is_ok_and(|wal| wal.len() > 0);

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use futures_util::StreamExt;
 use litefs_api::{Client, DatabaseStatus, ExportStream};
+use terminal::explain;
 
 use crate::child;
 use crate::execution::ERRAND;
@@ -84,7 +85,9 @@ impl Checker {
     pub fn check(&self, directory: &Path, prefix: &str) -> Checked {
         let mut checked = Checked::default();
         if let Err(error) = self.try_check(directory, prefix, &mut checked) {
-            checked.findings.push(format!("replica check: {error:#}"));
+            checked
+                .findings
+                .push(format!("replica check: {}", explain(&error)));
         }
         let _ = std::fs::remove_dir_all(self.copies());
         checked
@@ -99,7 +102,7 @@ impl Checker {
         let left = self.try_check_removed(prefix);
         let _ = std::fs::remove_dir_all(self.copies());
         left.err()
-            .map(|error| format!("after the test directory was removed: {error:#}"))
+            .map(|error| format!("after the test directory was removed: {}", explain(&error)))
             .into_iter()
             .collect()
     }
@@ -159,11 +162,11 @@ impl Checker {
             checked.databases.compared += 1;
             match self.check_one(status, file, checked) {
                 Ok(()) => equal.push(status),
-                Err(error) => checked.fail(format!("{name}: {error:#}")),
+                Err(error) => checked.fail(format!("{name}: {}", explain(&error))),
             }
         }
         if let Err(error) = self.runtime.block_on(self.same_names(prefix)) {
-            checked.findings.push(format!("{error:#}"));
+            checked.findings.push(explain(&error));
         }
         self.check_replica_files(prefix, equal, checked)
     }
@@ -210,7 +213,9 @@ impl Checker {
                 let file = find(&found, prefix, &status.name);
                 match self.check_replica_file(status, file, checked) {
                     Ok(()) => {}
-                    Err(error) if attempt == TRIES => checked.fail(format!("{}: {error:#}", status.name)),
+                    Err(error) if attempt == TRIES => {
+                        checked.fail(format!("{}: {}", status.name, explain(&error)))
+                    }
                     Err(_) => again.push(status),
                 }
             }

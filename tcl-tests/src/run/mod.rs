@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use terminal::{explain, interrupt};
 
 pub use progress::Progress;
 pub use result::{Databases, FileResult, FileSummary, Reloaded, RunResult, Side, Summary, Walls};
@@ -22,7 +23,6 @@ pub use result::{Databases, FileResult, FileSummary, Reloaded, RunResult, Side, 
 use crate::baseline::Baseline;
 use crate::execution::{Bench, FileRun};
 use crate::expectations::Expectations;
-use crate::interrupt;
 use crate::mount::{Mount, Spec};
 use slot::Slot;
 
@@ -260,7 +260,7 @@ impl Plan {
             part.findings = slot.finish();
             served
         });
-        part.errors.extend(served.err().map(|error| format!("{error:#}")));
+        part.errors.extend(served.err().as_ref().map(explain));
         part
     }
 

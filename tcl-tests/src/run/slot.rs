@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use terminal::explain;
 
 use super::{Databases, FileResult, Layout, Plan};
 use crate::execution::{FileRun, Outcome, Place};
@@ -84,7 +85,7 @@ impl<'a> Slot<'a> {
         self.findings.extend(
             self.keep_logs(&result)
                 .err()
-                .map(|error| format!("{file}: {error:#}")),
+                .map(|error| format!("{file}: {}", explain(&error))),
         );
         self.clear_data();
         Ok(result)
@@ -169,11 +170,11 @@ impl<'a> Slot<'a> {
         }
         self.mounts += 1;
         let home = self.mount_home();
-        let mount = Mount::start(&self.plan.spec, &home).map_err(|error| format!("{error:#}"))?;
+        let mount = Mount::start(&self.plan.spec, &home).map_err(|error| explain(&error))?;
         if self.plan.replica {
             self.replica = Some(
                 self.follow(&mount, &home)
-                    .map_err(|error| format!("replica: {error:#}"))?,
+                    .map_err(|error| format!("replica: {}", explain(&error)))?,
             );
         }
         self.mount = Some(mount);
@@ -271,7 +272,7 @@ impl<'a> Slot<'a> {
         let name = name.to_string_lossy().replace('/', "-");
         let kept = self.keep_node_logs(&name);
         self.findings.extend(findings);
-        self.findings.extend(kept.err().map(|error| format!("{error:#}")));
+        self.findings.extend(kept.err().as_ref().map(explain));
     }
 
     /// Removes data that no file uses any more, and ends a mount whose data has grown too large.

@@ -177,8 +177,9 @@ pub fn sha256(file: &Path) -> Result<String> {
         .context("run sha256sum")?;
     ensure!(
         output.status.success(),
-        "sha256sum {}: {}",
+        "sha256sum {}: {} ({})",
         file.display(),
+        String::from_utf8_lossy(&output.stderr).trim(),
         output.status
     );
     let text = String::from_utf8(output.stdout).context("sha256sum's answer")?;
