@@ -26,6 +26,7 @@ pub mod metrics_names;
 mod name;
 mod options;
 mod originals;
+mod repeats;
 mod shared;
 mod snapshot;
 mod store;
@@ -39,5 +40,6 @@ pub use kernel::{CheckpointMode, CheckpointResult, Coherence, Direct, Kernel, Lo
 pub use log::{Record, RecordInfo};
 pub use name::{DbName, NameError, Side};
 pub use options::{Durability, Role, StoreOptions};
+pub use repeats::Repeats;
 pub use snapshot::{DatabaseReader, Snapshot, SnapshotReader};
 pub use store::{Retention, Store, Watcher};

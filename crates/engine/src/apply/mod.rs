@@ -44,6 +44,8 @@ use crate::name::{DbName, Side};
 const INLINE: Duration = Duration::from_millis(2);
 /// First and longest pause between two attempts.
 const RETRY: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(20));
+/// First and longest pause of a worker after an error.
+const FAILED: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// How long the worker tries before it looks whether the store is closed.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -153,7 +155,7 @@ impl Database {
         match self.apply_pending(Instant::now() + INLINE) {
             Ok(()) | Err(Error::Quarantined { .. }) => return,
             Err(Error::Busy { .. }) => {}
-            Err(error) => tracing::error!(db = %self.name, %error, "cannot apply, trying again"),
+            Err(error) => self.cannot_apply(&error),
         }
         self.start_worker();
     }
@@ -217,7 +219,14 @@ impl Database {
         }
     }
 
+    fn cannot_apply(&self, error: &Error) {
+        if let Some(unlogged) = self.shared.repeats.note("apply", &self.name, error) {
+            tracing::error!(db = %self.name, %error, unlogged, "cannot apply, trying again");
+        }
+    }
+
     fn work(&self) {
+        let mut pause = FAILED.0;
         while !self.shared.is_closed() {
             match self.apply_pending(Instant::now() + PATIENCE) {
                 Ok(()) => {
@@ -229,7 +238,7 @@ impl Database {
                         return;
                     }
                 }
-                Err(Error::Busy { .. }) => {}
+                Err(Error::Busy { .. }) => pause = FAILED.0,
                 // A snapshot is needed; it will begin a new attempt.
                 Err(Error::Quarantined { .. }) => {
                     if let Err(error) = self.give_up_record() {
@@ -238,8 +247,10 @@ impl Database {
                     break;
                 }
                 Err(error) => {
-                    tracing::error!(db = %self.name, %error, "cannot apply, trying again");
-                    std::thread::sleep(PATIENCE);
+                    self.cannot_apply(&error);
+                    self.shared.wait_closed(pause);
+                    pause = (pause * 2).min(FAILED.1);
+                    continue;
                 }
             }
         }
