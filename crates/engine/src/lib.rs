@@ -36,6 +36,7 @@ mod writers;
 pub use database::{Database, DatabaseStatus, edge::FileOp};
 pub use error::{Error, Result};
 pub use event::Event;
+pub use import::IMPORT_RECEIVE;
 pub use kernel::{CheckpointMode, CheckpointResult, Coherence, Direct, Kernel, LockFiles, OfdLocks};
 pub use log::{Record, RecordInfo};
 pub use name::{DbName, NameError, Side};
