@@ -50,6 +50,9 @@ impl NodeError {
             NodeError::Keeper(KeeperError::InUse { .. }) => {
                 "one process per data directory: stop the other one, or set another `data.dir`"
             }
+            NodeError::Store(error) if error.is_out_of_descriptors() => {
+                "raise the limit of open files (`ulimit -n`, `LimitNOFILE=`; `fs.file-max` where the machine is at its own)"
+            }
             NodeError::Store(_) => "check the disk under `data.dir`; `litefs ltx verify` looks into the logs",
             NodeError::Mount(_) => "check `fuse.dir`, and that this process may mount",
             NodeError::Lease(_) => "check `lease.consul.url`",
