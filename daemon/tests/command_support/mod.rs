@@ -120,12 +120,12 @@ pub fn limit_files(command: &mut Command, soft: u64, hard: Option<u64>) {
         command.pre_exec(move || {
             let mut limit = std::mem::zeroed();
             check(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit))?;
-            limit.rlim_cur = soft;
             if let Some(hard) = hard {
                 limit.rlim_max = hard;
                 // Without this capability no process of the node can raise the limit again.
                 check(libc::prctl(libc::PR_CAPBSET_DROP, 24 /* CAP_SYS_RESOURCE */))?;
             }
+            limit.rlim_cur = soft.min(limit.rlim_max);
             check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit))
         });
     }
