@@ -122,11 +122,10 @@ impl Launcher {
         if let Some(code) = self.collect()? {
             return Ok(Some(code));
         }
-        self.begin_replacement()?;
+        self.begin_replacement();
         self.hurry();
         if self.restart_at.is_some_and(|at| Instant::now() >= at) {
-            self.restart_at = None;
-            self.current = Some(self.spawn()?);
+            self.restart();
         }
         Ok(None)
     }
@@ -174,15 +173,36 @@ impl Launcher {
 
     /// Begins a reload that was asked for, unless the daemon is starting or being replaced already: then as soon as it serves. A stop is
     /// not put off for it.
-    fn begin_replacement(&mut self) -> io::Result<()> {
+    fn begin_replacement(&mut self) {
         let serving = self
             .current
             .as_ref()
             .is_some_and(|daemon| matches!(daemon.stage, Stage::Serving { .. }));
         if serving && self.next.is_none() && !self.stopping && std::mem::take(&mut self.reload_wanted) {
-            self.next = Some(self.spawn()?);
+            match self.spawn() {
+                Ok(next) => self.next = Some(next),
+                Err(error) => {
+                    complain!("litefs: cannot start another daemon ({error}); the running one goes on")
+                }
+            }
         }
-        Ok(())
+    }
+
+    /// In place of one that died. The mount waits for it, so that a machine that is short of something is asked again.
+    fn restart(&mut self) {
+        self.restart_at = match self.spawn() {
+            Ok(daemon) => {
+                self.current = Some(daemon);
+                None
+            }
+            Err(error) => {
+                complain!(
+                    "litefs: cannot start a daemon, trying again in {:?}: {error}",
+                    PAUSE.1
+                );
+                Some(Instant::now() + PAUSE.1)
+            }
+        };
     }
 
     fn hear_daemons(&mut self) -> Option<ExitCode> {

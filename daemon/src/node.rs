@@ -53,7 +53,10 @@ enum End {
 pub fn run(options: Options) -> Result<ExitCode, NodeError> {
     // What is taken over may be many files.
     crate::fuse::raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(crate::http::THREADS)
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|source| NodeError::Io {
         operation: "start the runtime",
         source,

@@ -29,14 +29,20 @@ pub(crate) fn users(device: Device) -> Vec<u32> {
         .filter_map(|process| Some((process.file_name().to_str()?.parse().ok()?, process.path())))
         // Not /proc/self either, which is a name for ourselves.
         .filter(|(pid, _): &(u32, PathBuf)| *pid != std::process::id())
-        .filter(|(_, process)| uses(process, &[device]).unwrap_or(false))
+        .filter(|(pid, _)| is_user(*pid, &[device]))
         .map(|(pid, _)| pid)
         .collect()
 }
 
-/// Whether a process, or the one that a thread belongs to, has a file of one of these devices open, as far as we may look into it.
+/// Whether another process may have a file of this device open.
+pub(crate) fn has_users(device: Device) -> bool {
+    fs::read_dir("/proc").is_err_and(|error| is_short_of_files(&error)) || !users(device).is_empty()
+}
+
+/// Whether a process, or the one that a thread belongs to, has a file of one of these devices open, as far as we may look into it. Who
+/// cannot be looked at for want of files may have one.
 pub(crate) fn is_user(process: u32, devices: &[Device]) -> bool {
-    uses(Path::new(&format!("/proc/{process}")), devices).unwrap_or(false)
+    uses(Path::new(&format!("/proc/{process}")), devices).unwrap_or_else(|error| is_short_of_files(&error))
 }
 
 /// Whether a process was killed. Its files stay open for as long as one of its threads waits for a daemon.
@@ -46,8 +52,14 @@ pub(crate) fn is_dying(process: u32) -> bool {
         Ok(stat) => stat
             .rsplit_once(") ")
             .is_none_or(|(_, state)| state.starts_with(['Z', 'X'])),
-        Err(_) => true,
+        // A process that cannot be looked at is not a dead one.
+        Err(error) => !is_short_of_files(&error),
     }
+}
+
+/// This process or the machine has as many files open as it may, so that it is not known what was asked.
+pub(crate) fn is_short_of_files(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// Whether a process is one of those beside a daemon.

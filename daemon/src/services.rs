@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::EventHub;
-use crate::http::{Api, NodeFacts, Parts, Server};
+use crate::http::{Api, Limits, NodeFacts, Parts, Server, Shares};
 use crate::lag::Lag;
 use crate::leadership::Leadership;
 use crate::lease::elector::{Elector, ElectorHandle, ElectorOptions, Ending, Resumed, Shared, Stop};
@@ -41,6 +41,8 @@ pub struct ServiceOptions {
     pub retention: Option<Duration>,
     /// How often retention is enforced; never if there is none.
     pub retention_interval: Option<Duration>,
+    /// Of the API.
+    pub limits: Limits,
 }
 
 /// What the services of a process have of those before them. By default nothing: a fence of their own, and no term.
@@ -110,6 +112,7 @@ impl Services {
             events: EventHub::start(&store, leadership.clone()),
             metrics: Metrics::start(),
             shutdown: stop_api.clone(),
+            shares: Shares::new(options.limits.clone()),
             node: NodeFacts {
                 hostname: options.elector.hostname.clone(),
                 data_dir: options.data_dir.clone(),

@@ -1,93 +1,18 @@
 //! The API of a node as LiteFS's clients and ours use it. No mount: SQLite files come in over the API.
 
+mod http_support;
+
 use std::io::Read;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use engine::{Store, StoreOptions};
 use futures_util::StreamExt;
-use litefs::http::Server;
-use litefs::lease::elector::ElectorOptions;
-use litefs::lease::{Lease, StaticLease};
-use litefs::services::{ServiceOptions, Services};
+use http_support::{Node, database, primary, start, within};
+use litefs::lease::StaticLease;
 use litefs::stream::chunk::{self, ChunkReader};
 use litefs::stream::frame::Frame;
-use litefs_api::{Client, Event, Role, Txid};
+use litefs_api::{Event, Role, Txid};
 use reqwest::{Method, StatusCode};
-
-const PATIENCE: Duration = Duration::from_secs(10);
-
-struct Node {
-    services: Services,
-    store: Arc<Store>,
-    client: Client,
-    url: String,
-    dir: tempfile::TempDir,
-}
-
-async fn start(lease: impl Lease + 'static, candidate: bool) -> Node {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
-    store
-        .start(Arc::new(engine::Direct::new(store.files_dir())))
-        .unwrap();
-    let server = Server::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", server.address());
-    let elector = ElectorOptions {
-        candidate,
-        hostname: "one".to_string(),
-        advertise_url: if candidate { url.clone() } else { String::new() },
-        demote_delay: Duration::ZERO,
-        reconnect_delay: Duration::from_millis(100),
-    };
-    let options = ServiceOptions {
-        elector,
-        data_dir: dir.path().to_path_buf(),
-        snapshot_timeout: None,
-        retention: None,
-        retention_interval: None,
-    };
-    let services = Services::start(options, store.clone(), Arc::new(lease), server);
-    Node {
-        services,
-        store,
-        client: Client::new(&url).unwrap(),
-        url,
-        dir,
-    }
-}
-
-/// A node that is primary.
-async fn primary() -> Node {
-    let mut node = start(StaticLease::primary(), true).await;
-    within(
-        node.services
-            .leadership
-            .wait_for(|leadership| leadership.is_primary),
-    )
-    .await
-    .unwrap();
-    node
-}
-
-async fn within<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, future).await.expect("in time")
-}
-
-/// The bytes of an SQLite database with so many rows.
-fn database(rows: u32) -> Vec<u8> {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let db = rusqlite::Connection::open(file.path()).unwrap();
-    db.execute_batch("PRAGMA synchronous = OFF; CREATE TABLE t (x); BEGIN")
-        .unwrap();
-    for row in 0..rows {
-        db.execute("INSERT INTO t VALUES (?)", [row]).unwrap();
-    }
-    db.execute_batch("COMMIT").unwrap();
-    drop(db);
-    std::fs::read(file.path()).unwrap()
-}
 
 /// Sends a request with HTTP/1.1, as curl does.
 async fn plain(method: Method, url: &str) -> (StatusCode, String) {

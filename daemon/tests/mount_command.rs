@@ -1,114 +1,15 @@
 //! `litefs mount` as a process: its start, its end, its exit codes. Needs root and /dev/fuse.
 
+mod command_support;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use command_support::{Daemon, PRIMARY, REPLICA, configure, limit_files, litefs};
+use nix::sys::signal::Signal;
 use rusqlite::Connection;
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-struct Daemon {
-    child: Child,
-    dir: tempfile::TempDir,
-}
-
-impl Daemon {
-    /// Starts a node with this `lease` section and these further lines.
-    fn start(lease: &str, more: &str) -> Daemon {
-        Daemon::spawn(configure(lease, more), &[])
-    }
-
-    /// Starts the node whose configuration is in `dir`.
-    fn spawn(dir: tempfile::TempDir, flags: &[&str]) -> Daemon {
-        let child = litefs(dir.path()).args(flags).spawn().unwrap();
-        Daemon { child, dir }
-    }
-
-    fn mount(&self) -> PathBuf {
-        self.dir.path().join("mnt")
-    }
-
-    fn is_mounted(&self) -> bool {
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        let path = self.mount();
-        mounts
-            .lines()
-            .any(|line| line.split(' ').nth(1).is_some_and(|at| Path::new(at) == path))
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
-    }
-
-    #[track_caller]
-    fn eventually(&mut self, what: &str, mut condition: impl FnMut(&mut Daemon) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !condition(self) {
-            assert!(Instant::now() < deadline, "{what}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Waits for the end; exit code, standard output and standard error.
-    #[track_caller]
-    fn end(&mut self) -> (Option<i32>, String, String) {
-        self.eventually("the daemon ends", |daemon| {
-            daemon.child.try_wait().unwrap().is_some()
-        });
-        let (mut stdout, mut stderr) = (String::new(), String::new());
-        self.child
-            .stdout
-            .take()
-            .unwrap()
-            .read_to_string(&mut stdout)
-            .unwrap();
-        self.child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut stderr)
-            .unwrap();
-        (self.child.wait().unwrap().code(), stdout, stderr)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = nix::mount::umount2(&self.mount(), nix::mount::MntFlags::MNT_DETACH);
-    }
-}
-
-fn configure(lease: &str, more: &str) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().display();
-    let text = format!(
-        "data: {{dir: {root}/data}}\nfuse: {{dir: {root}/mnt}}\nlease: {lease}\n{}\n{more}\n",
-        if more.contains("http:") {
-            ""
-        } else {
-            "http: {addr: '127.0.0.1:0'}"
-        },
-    );
-    std::fs::write(dir.path().join("litefs.yml"), text).unwrap();
-    dir
-}
-
-fn litefs(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_litefs"));
-    command.args(["mount", "-config"]).arg(dir.join("litefs.yml"));
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-const PRIMARY: &str = "{type: static, hostname: one, advertise-url: 'http://127.0.0.1:1'}";
-const REPLICA: &str = "{type: static, candidate: false, hostname: one, advertise-url: 'http://127.0.0.1:1'}";
 
 #[test]
 fn a_signal_ends_a_node_cleanly_even_with_open_files_and_twice() {
@@ -327,25 +228,9 @@ fn metrics_count_the_commits_captures_and_requests_of_clients() {
 
 #[test]
 fn a_client_with_very_many_open_files_does_not_keep_others_commits_from_being_captured() {
-    use std::os::unix::process::CommandExt;
-
     let dir = configure(PRIMARY, "");
     let mut command = litefs(dir.path());
-    // SAFETY: both are system calls and touch no memory of the parent.
-    unsafe {
-        command.pre_exec(|| {
-            let limit = libc::rlimit {
-                rlim_cur: 512,
-                rlim_max: 512,
-            };
-            // Without this capability the daemon cannot raise the limit again.
-            let dropped = libc::prctl(libc::PR_CAPBSET_DROP, 24 /* CAP_SYS_RESOURCE */);
-            match dropped == 0 && libc::setrlimit(libc::RLIMIT_NOFILE, &limit) == 0 {
-                true => Ok(()),
-                false => Err(std::io::Error::last_os_error()),
-            }
-        });
-    }
+    limit_files(&mut command, 512, Some(512));
     let mut daemon = Daemon {
         child: command.spawn().unwrap(),
         dir,

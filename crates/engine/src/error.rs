@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use ltx::Pos;
 use thiserror::Error;
 
+use crate::checksums::ChecksumsError;
+use crate::disk::DiskError;
+use crate::log::LogError;
 use crate::name::{DbName, NameError};
 
 /// Result of an engine operation.
@@ -26,13 +29,13 @@ pub enum Error {
     },
     /// A call on the daemon's own files failed.
     #[error(transparent)]
-    Disk(#[from] crate::disk::DiskError),
+    Disk(#[from] DiskError),
     /// The checksum table of a database failed.
     #[error(transparent)]
-    Checksums(#[from] crate::checksums::ChecksumsError),
+    Checksums(#[from] ChecksumsError),
     /// The log of a database failed.
     #[error(transparent)]
-    Log(#[from] crate::log::LogError),
+    Log(#[from] LogError),
     /// Bytes that should be an LTX record are none.
     #[error("invalid LTX record: {0}")]
     Ltx(#[from] ltx::Error),
@@ -93,17 +96,45 @@ impl Error {
 
     /// Whether something was lacking that may be there later: room on the disk or in the quota, memory, descriptors.
     pub(crate) fn is_no_room(&self) -> bool {
-        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(error) = next {
-            let errno = error
-                .downcast_ref::<io::Error>()
-                .and_then(io::Error::raw_os_error);
-            if let Some(libc::ENOSPC | libc::EDQUOT | libc::EMFILE | libc::ENFILE | libc::ENOMEM) = errno {
-                return true;
-            }
-            next = error.source();
+        matches!(
+            self.os_error(),
+            Some(libc::ENOSPC | libc::EDQUOT | libc::EMFILE | libc::ENFILE | libc::ENOMEM)
+        )
+    }
+
+    /// What the system said, if a call failed.
+    pub fn os_error(&self) -> Option<i32> {
+        match self {
+            Error::Io { source, .. } => os_error(source),
+            Error::Disk(error) | Error::Checksums(ChecksumsError::Disk(error)) => error.errno(),
+            Error::Log(LogError::Disk(error)) => error.errno(),
+            Error::Log(LogError::Source(source)) => os_error(source),
+            Error::Checksums(ChecksumsError::Poisoned)
+            | Error::Log(
+                LogError::Corrupt { .. }
+                | LogError::Invalid(_)
+                | LogError::Incomplete { .. }
+                | LogError::NotContiguous { .. }
+                | LogError::SnapshotInHistory
+                | LogError::ResetNeedsSnapshot(_)
+                | LogError::NoBoundary(_)
+                | LogError::Poisoned(_),
+            )
+            | Error::Ltx(_)
+            | Error::Name(_)
+            | Error::ReadOnly(_)
+            | Error::PositionMismatch { .. }
+            | Error::Busy { .. }
+            | Error::Quarantined { .. }
+            | Error::Corrupt { .. }
+            | Error::NotFound(_)
+            | Error::Invalid(_) => None,
         }
-        false
+    }
+
+    /// This process or the machine has as many files open as it may. It says nothing of the file, and passes.
+    pub fn is_out_of_descriptors(&self) -> bool {
+        matches!(self.os_error(), Some(libc::EMFILE | libc::ENFILE))
     }
 
     /// The errno to answer a file system request with.
@@ -123,4 +154,10 @@ impl Error {
             | Error::Corrupt { .. } => libc::EIO,
         }
     }
+}
+
+/// The errno of an error, which may wrap the disk's.
+fn os_error(error: &io::Error) -> Option<i32> {
+    let wrapped = || error.get_ref()?.downcast_ref::<DiskError>()?.errno();
+    error.raw_os_error().or_else(wrapped)
 }

@@ -164,6 +164,13 @@ impl Vitals {
         }
     }
 
+    /// A sync failed. One that was not even begun, because too many files are open, has lost nothing and is done again.
+    pub(crate) fn sync_failed(&self, error: &Error) {
+        if !error.is_out_of_descriptors() {
+            self.disk_failed(&error.to_string());
+        }
+    }
+
     /// The disk failed; the first reason stays. Any lock may be held.
     pub(crate) fn disk_failed(&self, reason: &str) {
         self.fail(reason, true);

@@ -25,6 +25,8 @@ use crate::snapshot::spool_in;
 /// How long an import waits for clients to finish their transactions.
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(2);
+/// The call of [`Error::Io`] that failed when the sender did, and nothing was changed.
+pub const IMPORT_RECEIVE: &str = "import.receive";
 
 /// A received SQLite file.
 pub(crate) struct Image {
@@ -37,7 +39,7 @@ impl Image {
     /// Receives the file and checks that it is a whole database.
     pub(crate) fn spool(dir: &Path, body: &mut dyn Read) -> Result<Image> {
         let mut file = spool_in(dir)?;
-        let len = std::io::copy(body, &mut file).map_err(Error::io("import.receive", "import"))?;
+        let len = std::io::copy(body, &mut file).map_err(Error::io(IMPORT_RECEIVE, "import"))?;
         let mut head = vec![0; HEADER_SIZE.min(usize::try_from(len).unwrap_or(HEADER_SIZE))];
         file.read_exact_at(&mut head, 0)
             .map_err(Error::io("import.read", "import"))?;

@@ -40,6 +40,8 @@ pub(crate) fn homes(disk: &dyn Disk, dir: &Path) -> Result<Vec<(DbName, PathBuf)
         let home = root.join(entry);
         match read_text(disk, &home.join(NAME)).and_then(|text| Ok(text.parse::<DbName>()?)) {
             Ok(name) => homes.push((name, home)),
+            // It has a name. Who went on without it would make another home for that name.
+            Err(error) if error.is_out_of_descriptors() => return Err(error),
             Err(error) => {
                 tracing::error!(home = %home.display(), %error, "skipping a database without a valid name")
             }
@@ -67,13 +69,17 @@ pub(crate) fn remove_unborn(disk: &dyn Disk, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a home for a new database.
-pub(crate) fn make_home(disk: &dyn Disk, dir: &Path, name: &DbName) -> Result<PathBuf> {
-    let home = databases(dir).join(format!("{:016x}", rand::random::<u64>()));
-    disk.create_dir_all("store.mkdir", &home)?;
+/// Where a new database is to live.
+pub(crate) fn new_home(dir: &Path) -> PathBuf {
+    databases(dir).join(format!("{:016x}", rand::random::<u64>()))
+}
+
+/// Makes the home of a new database, or what an attempt that failed left to be done.
+pub(crate) fn make_home(disk: &dyn Disk, dir: &Path, home: &Path, name: &DbName) -> Result<()> {
+    disk.create_dir_all("store.mkdir", home)?;
     write_text(disk, &home.join(NAME), name.as_str())?;
     disk.sync_dir("store.mkdir.sync", &databases(dir))?;
-    Ok(home)
+    Ok(())
 }
 
 /// Moves a home to the archive. Returns where it is now.

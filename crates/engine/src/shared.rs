@@ -13,6 +13,7 @@ use crate::event::Events;
 use crate::kernel::Kernel;
 use crate::name::DbName;
 use crate::options::{Role, StoreOptions};
+use crate::repeats::Repeats;
 use crate::tree::Tree;
 
 pub(crate) struct Shared {
@@ -26,6 +27,7 @@ pub(crate) struct Shared {
     /// Databases that a failure of the disk closed for writing.
     pub(crate) failures: Changes,
     pub(crate) settler: Settler,
+    pub(crate) repeats: Repeats,
     pub(crate) checkpointer: Checkpointer,
     pub(crate) role: RwLock<Role>,
     /// Whether `role` is the primary's, for those who ask on every request.

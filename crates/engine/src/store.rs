@@ -28,6 +28,7 @@ use crate::log::RetainPolicy;
 use crate::name::{DbName, Side};
 use crate::options::{Durability, Role, StoreOptions};
 use crate::owners::{self, Owner, Owners};
+use crate::repeats::Repeats;
 use crate::shared::Shared;
 pub use crate::shared::Watcher;
 use crate::tree::Tree;
@@ -47,6 +48,8 @@ pub struct Store {
     shared: Arc<Shared>,
     databases: RwLock<BTreeMap<DbName, Arc<Database>>>,
     damaged: Damaged,
+    /// Homes of databases whose creation failed.
+    unborn: Mutex<BTreeMap<DbName, PathBuf>>,
     cluster_id: Mutex<Option<String>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     opening: Opening,
@@ -165,6 +168,7 @@ impl Store {
             changes: Default::default(),
             failures: Default::default(),
             settler: Default::default(),
+            repeats: Default::default(),
             checkpointer: Default::default(),
             role: RwLock::new(opening.role()),
             primary: AtomicBool::new(opening.role().is_primary()),
@@ -183,6 +187,7 @@ impl Store {
             shared,
             databases: RwLock::new(databases),
             damaged,
+            unborn: Mutex::default(),
             cluster_id: Mutex::new(cluster_id.filter(|id| !id.is_empty())),
             threads: Mutex::new(Vec::new()),
             opening,
@@ -221,11 +226,15 @@ impl Store {
                 let databases = store.databases();
                 drop(store);
                 for db in databases {
-                    if let Err(error) = db.flush_if_behind(TABLE_LAG) {
-                        tracing::warn!(db = %db.name(), %error, "cannot flush the checksum table");
+                    if let Err(error) = db.flush_if_behind(TABLE_LAG)
+                        && let Some(unlogged) = shared.repeats.note("flush", db.name(), &error)
+                    {
+                        tracing::warn!(db = %db.name(), %error, unlogged, "cannot flush the checksum table");
                     }
-                    if let Err(error) = verify(&shared, &db) {
-                        tracing::warn!(db = %db.name(), %error, "cannot verify the database");
+                    if let Err(error) = verify(&shared, &db)
+                        && let Some(unlogged) = shared.repeats.note("verify", db.name(), &error)
+                    {
+                        tracing::warn!(db = %db.name(), %error, unlogged, "cannot verify the database");
                     }
                 }
             }
@@ -395,6 +404,11 @@ impl Store {
         self.shared.failures.watch(watcher);
     }
 
+    /// What is logged of failures that repeat.
+    pub fn repeats(&self) -> &Repeats {
+        &self.shared.repeats
+    }
+
     /// Databases that a failure of the disk has closed for writing, until the process starts again.
     pub fn closed_databases(&self) -> Vec<DbName> {
         let databases = self.databases.read();
@@ -488,8 +502,14 @@ impl Store {
         if let Some(db) = databases.get(name) {
             return Ok(db.clone());
         }
-        let home = layout::make_home(&*self.shared.options.disk, &self.shared.dir, name)?;
-        let db = Database::create(self.shared.clone(), name.clone(), home)?;
+        let mut unborn = self.unborn.lock();
+        // One home for all attempts: a name must not have two of them at the next start.
+        let home = unborn
+            .entry(name.clone())
+            .or_insert_with(|| layout::new_home(&self.shared.dir));
+        layout::make_home(&*self.shared.options.disk, &self.shared.dir, home, name)?;
+        let db = Database::create(self.shared.clone(), name.clone(), home.clone())?;
+        unborn.remove(name);
         databases.insert(name.clone(), db.clone());
         Ok(db)
     }
@@ -721,8 +741,10 @@ impl Store {
     /// Housekeeping, to be called now and then: lets go of old records.
     pub fn maintain(&self, retention: &Retention) {
         for db in self.databases() {
-            if let Err(error) = db.maintain(retention) {
-                tracing::warn!(db = %db.name(), %error, "housekeeping failed");
+            if let Err(error) = db.maintain(retention)
+                && let Some(unlogged) = self.shared.repeats.note("housekeeping", db.name(), &error)
+            {
+                tracing::warn!(db = %db.name(), %error, unlogged, "housekeeping failed");
             }
         }
     }

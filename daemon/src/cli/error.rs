@@ -65,7 +65,9 @@ impl From<litefs_api::Error> for CommandError {
             litefs_api::Error::Status { status, .. } => match status.as_u16() {
                 404 => "the databases of the node are listed at URL/status",
                 409 => "only a node with `lease.candidate: true` can become primary",
-                503 => "only the primary can do that; its name is in the file `.primary` of the mount",
+                503 => {
+                    "a node that is busy does it later; where a lease expired, only the primary can: its name is in the file `.primary` of the mount"
+                }
                 _ => "the node's log says more",
             },
         };

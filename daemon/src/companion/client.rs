@@ -13,6 +13,7 @@ use engine::{CheckpointMode, CheckpointResult};
 use super::keeper::Keeper;
 use super::opener_link::OpenerLink;
 use super::protocol::{Checkpoint, Fence, Outcome, Task};
+use super::wire::no_room;
 use super::worker::Worker;
 
 /// An open on the mount is answered by our own serving threads; longer means that something is badly stuck.
@@ -53,8 +54,11 @@ impl Companion {
         loop {
             let id = self.id();
             let answer = self.opener.ask(id, &Task::Inherit { after }, ANSWER_PATIENCE)?;
-            let (Outcome::Kept { path, inode, fence }, Some(descriptor)) = answer else {
-                return Ok(inherited);
+            let (path, inode, fence, descriptor) = match answer {
+                (Outcome::Kept { path, inode, fence }, Some(descriptor)) => (path, inode, fence, descriptor),
+                // To go on without it would be to go on without its locks.
+                (Outcome::Kept { .. }, None) => return Err(no_room()),
+                (_, _) => return Ok(inherited),
             };
             after = inode;
             let opened = self.opened(id, descriptor, inode, fence, &path);
@@ -100,6 +104,10 @@ impl Companion {
         match answer? {
             (Outcome::Opened { inode }, Some(descriptor)) => {
                 Ok(self.opened(id, descriptor, inode, fence, path))
+            }
+            (Outcome::Opened { .. }, None) => {
+                self.opener.close(id);
+                Err(no_room())
             }
             (outcome, _) => Err(unexpected(outcome, path)),
         }

@@ -31,7 +31,7 @@ use super::wire;
 use crate::fuse::current_mount;
 use crate::lease::BootTime;
 use crate::ledger::Ledger;
-use crate::processes::{device_of_descriptor, users};
+use crate::processes::{device_of_descriptor, has_users};
 
 /// How long a fence that somebody waits for tries to get the lock of a transaction that is under way.
 const FENCE_PATIENCE: Duration = Duration::from_secs(10);
@@ -330,7 +330,7 @@ impl Opener {
         if left > 0 {
             complain!("litefs opener: {left} files are held by clients, which can go on writing unheard");
         }
-        while !users(device).is_empty() && !others() {
+        while has_users(device) && !others() {
             thread::sleep(LOOK);
             self.try_fence_all();
         }

@@ -22,6 +22,8 @@ use crate::processes::is_dying;
 const READY_PATIENCE: Duration = Duration::from_secs(5);
 /// Before another attempt to start one: the keeper may be on its way, too.
 const RETRY: Duration = Duration::from_millis(20);
+/// Longest pause before another attempt.
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
 /// How often it is looked whether the opener was killed: one that waits for the mount itself stays connected until it is answered.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -187,17 +189,18 @@ fn watch(link: &Weak<OpenerLink>) {
 
 /// `false`: nobody needs it any more.
 fn revive(link: &Weak<OpenerLink>) -> bool {
-    let mut told = false;
+    let (mut told, mut pause) = (false, RETRY);
     while let Some(link) = link.upgrade() {
         if link.keeper.has_ended() {
             return false;
         }
         let Err(error) = link.living() else { return true };
         if !std::mem::replace(&mut told, true) {
-            tracing::error!(%error, "no opener: clients cannot be fenced when this daemon dies");
+            tracing::error!(%error, "no opener: clients cannot be fenced when this daemon dies; trying again");
         }
         drop(link);
-        thread::sleep(RETRY);
+        thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_RETRY);
     }
     false
 }

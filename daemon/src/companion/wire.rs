@@ -54,7 +54,8 @@ pub(super) fn send(
     }
 }
 
-/// Waits for a message and what comes with it; `None`: the other side is gone.
+/// Waits for a message and what comes with it; `None`: the other side is gone. A process that has as many files open as it may gets the
+/// message without descriptors.
 pub(super) fn receive<M: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
     let mut text = vec![0; MAX_MESSAGE];
     let mut control = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
@@ -65,7 +66,13 @@ pub(super) fn receive<M: DeserializeOwned>(socket: impl AsFd) -> io::Result<Opti
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         match socket::recvmsg::<()>(socket, &mut parts, Some(&mut control), flags) {
             Ok(message) => {
-                for part in message.cmsgs()? {
+                let parts = match message.cmsgs() {
+                    Ok(parts) => Some(parts),
+                    // What was cut off: the kernel could not install all of them.
+                    Err(Errno::ENOBUFS) => None,
+                    Err(error) => return Err(error.into()),
+                };
+                for part in parts.into_iter().flatten() {
                     if let ControlMessageOwned::ScmRights(descriptors) = part {
                         // SAFETY: the kernel has just installed these descriptors for us; nobody else knows them.
                         let owned = descriptors
@@ -86,6 +93,11 @@ pub(super) fn receive<M: DeserializeOwned>(socket: impl AsFd) -> io::Result<Opti
     }
     let message = serde_json::from_slice(&text[..length]).map_err(io::Error::other)?;
     Ok(Some((message, received)))
+}
+
+/// Why a descriptor that belongs to a message is not there.
+pub(super) fn no_room() -> io::Error {
+    io::Error::from_raw_os_error(libc::EMFILE)
 }
 
 /// Whether the process at the other end has died.

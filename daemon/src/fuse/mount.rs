@@ -5,13 +5,14 @@
 //! `mount(2)` in a user namespace, and the set-user-id helper `fusermount3`.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
+use parking_lot::Mutex;
 use thiserror::Error;
 
 use super::fusermount;
@@ -349,13 +350,30 @@ fn top_mount(path: &Path) -> Option<Mounted> {
 /// What is mounted on `path`, the lowest first. Reads the table only: a dead mount cannot be asked.
 fn mounts_on(path: &Path) -> impl Iterator<Item = Mounted> {
     let point = point_of(path);
-    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let table = table().unwrap_or_else(|error| {
+        tracing::error!(%error, "read the table of mounts");
+        Vec::new()
+    });
     let mounts: Vec<Mounted> = table
         .split(|byte| *byte == b'\n')
         .filter_map(parse_mountinfo)
         .filter(|mount| point.as_ref() == Some(&mount.point))
         .collect();
     mounts.into_iter()
+}
+
+/// The table of mounts. Its file stays open: a process that has as many files open as it may must not take its mount for gone.
+fn table() -> io::Result<Vec<u8>> {
+    static TABLE: Mutex<Option<File>> = Mutex::new(None);
+    let mut table = TABLE.lock();
+    let file = match &mut *table {
+        Some(file) => file,
+        none => none.insert(File::open("/proc/self/mountinfo")?),
+    };
+    let mut text = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut text)?;
+    Ok(text)
 }
 
 /// The absolute path under which the table lists a mount point.

@@ -1,6 +1,7 @@
 //! Error answers: a status and a line of text, as LiteFS sends them.
 
 use warp::http::StatusCode;
+use warp::http::header::RETRY_AFTER;
 use warp::reply::{Reply, Response};
 
 /// An error of the API.
@@ -8,6 +9,8 @@ use warp::reply::{Reply, Response};
 pub(super) struct ApiError {
     status: StatusCode,
     message: String,
+    /// In seconds.
+    retry_after: Option<u64>,
 }
 
 impl ApiError {
@@ -15,7 +18,14 @@ impl ApiError {
         ApiError {
             status,
             message: message.to_string(),
+            retry_after: None,
         }
+    }
+
+    /// Tells when the same request may succeed.
+    pub(super) fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after = Some(seconds);
+        self
     }
 
     pub(super) fn bad_request(message: impl ToString) -> Self {
@@ -50,6 +60,9 @@ impl Reply for ApiError {
     fn into_response(self) -> Response {
         let mut response = format!("{}\n", self.message).into_response();
         *response.status_mut() = self.status;
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
         response
     }
 }

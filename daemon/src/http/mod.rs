@@ -7,6 +7,7 @@ mod admin;
 mod databases;
 mod error;
 mod events;
+mod limits;
 mod metrics;
 mod routes;
 mod server;
@@ -31,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::stream::Replicas;
 use error::ApiError;
 
+pub use limits::{Limits, Shares, THREADS};
 pub use server::Server;
 
 /// What the API answers from. Cheap to clone.
@@ -50,6 +52,7 @@ pub struct Parts {
     pub events: Arc<EventHub>,
     pub metrics: &'static Metrics,
     pub shutdown: CancellationToken,
+    pub shares: Shares,
     pub node: NodeFacts,
 }
 

@@ -9,6 +9,7 @@ use warp::reply::{Reply, Response};
 use warp::{Filter, filters::BoxedFilter};
 
 use super::error::ApiError;
+use super::server::ConnectionEnd;
 use super::{Api, admin, databases, events, metrics, status, stream};
 
 /// Parameters of a URL. Of a name that occurs twice, one value counts.
@@ -21,6 +22,8 @@ pub(super) fn routes(api: &Api) -> BoxedFilter<(Response,)> {
     let answering = api.clone();
     reads(api)
         .or(writes(api))
+        .unify()
+        .or(export_route(api))
         .unify()
         .or(stream_route(api))
         .unify()
@@ -60,12 +63,25 @@ fn reads(api: &Api) -> BoxedFilter<(Response,)> {
         .unify()
         .or(route(api, Method::GET, "history", databases::history))
         .unify()
-        .or(route(api, Method::GET, "export", databases::export))
-        .unify()
         .or(route(api, Method::GET, "events", events::events))
         .unify()
         .or(route(api, Method::GET, "metrics", metrics::metrics))
         .unify()
+        .boxed()
+}
+
+/// Of the function that ends when its peer does not read.
+fn export_route(api: &Api) -> BoxedFilter<(Response,)> {
+    let api = api.clone();
+    warp::path("export")
+        .and(warp::path::end())
+        .and(warp::get())
+        .and(warp::query::<Query>())
+        .and(warp::ext::get::<ConnectionEnd>())
+        .then(move |query, connection| {
+            let api = api.clone();
+            async move { into_response(databases::export(api, query, connection).await) }
+        })
         .boxed()
 }
 

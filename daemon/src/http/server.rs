@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use hyper::Request;
@@ -12,6 +13,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use warp::filters::BoxedFilter;
@@ -67,7 +69,9 @@ impl Server {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection");
+                        if let Some(unlogged) = api.store.repeats().note_only("accept") {
+                            tracing::warn!(%error, unlogged, "cannot accept a connection, trying again");
+                        }
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                         continue;
                     }
@@ -111,26 +115,58 @@ fn serve_connection(
 ) {
     // Small frames must not wait for more: a heartbeat or an acknowledgement is all there is.
     let _ = stream.set_nodelay(true);
-    let service = hyper::service::service_fn(move |request| answer(routes.clone(), request));
+    let end = ConnectionEnd::default();
+    let answering = end.clone();
+    let service =
+        hyper::service::service_fn(move |request| answer(routes.clone(), answering.clone(), request));
+    let socket = stream.as_raw_fd();
     let connection = builder
         .serve_connection(TokioIo::new(stream), service)
         .into_owned();
     let connection = graceful.watch(connection);
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "connection ended");
+        tokio::pin!(connection);
+        tokio::select! {
+            ended = &mut connection => if let Err(error) = ended {
+                tracing::debug!(%error, "connection ended");
+            },
+            // SAFETY: the connection has the socket, and lives.
+            () = end.0.cancelled() => reset_at_close(unsafe { BorrowedFd::borrow_raw(socket) }),
         }
     });
 }
 
-/// The HTTP version is told as an extension, for the one endpoint that depends on it.
+/// What was sent and not read is dropped, and the peer has an error instead of an end.
+fn reset_at_close(socket: BorrowedFd<'_>) {
+    let at_once = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    if let Err(error) = setsockopt(&socket, sockopt::Linger, &at_once) {
+        tracing::debug!(%error, "reset a connection");
+    }
+}
+
+/// Breaks a connection off. A peer that does not read cannot be told of an error: what was sent before stands in its way.
+#[derive(Clone, Default)]
+pub(super) struct ConnectionEnd(CancellationToken);
+
+impl ConnectionEnd {
+    pub(super) fn break_off(&self) {
+        self.0.cancel();
+    }
+}
+
+/// The HTTP version and the connection's end are told as extensions, for the endpoints that depend on them.
 async fn answer(
     routes: BoxedFilter<(Response,)>,
+    end: ConnectionEnd,
     mut request: Request<Incoming>,
 ) -> Result<Response, Infallible> {
     use hyper::service::Service;
     let version = request.version();
     request.extensions_mut().insert(version);
+    request.extensions_mut().insert(end);
     let service = hyper_util::service::TowerToHyperService::new(warp::service(routes));
     service.call(request).await
 }

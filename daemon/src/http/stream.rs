@@ -10,6 +10,7 @@ use warp::reply::{Reply, Response};
 
 use super::Api;
 use super::error::ApiError;
+use super::limits::Work;
 use super::routes::Query;
 use crate::stream::serve::{self, Request, Source};
 use crate::stream::{Abilities, features};
@@ -42,11 +43,13 @@ where
     }
     same_cluster(&api, text(&headers, header::CLUSTER_ID))?;
     api.require_primary()?;
+    let place = api.shares.take(Work::Stream)?;
     let source = Source {
         store: api.store.clone(),
         replicas: api.replicas.clone(),
         fence: api.fence.clone(),
         snapshot_timeout: api.node.snapshot_timeout,
+        place,
     };
     let epoch = api.leadership.borrow().epoch;
     let frames = serve::serve(source, request, Box::pin(body))

@@ -41,7 +41,7 @@ use super::{Backoff, Fence, Holder, Lease, LeaseError, Repetition, Sighting, Sta
 use crate::lag::Lag;
 use crate::leadership::Leadership;
 use crate::stream::Replicas;
-use crate::stream::follow::Done;
+use crate::stream::follow::{Done, FAILED_PAUSE};
 
 /// First pause after a failed round; the longest is the configuration's `reconnect-delay`.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -77,6 +77,8 @@ pub struct Elector {
     resumed: Option<Resumed>,
     /// Nobody writes to the store on behalf of a stream when this is done.
     receiving: Arc<Done>,
+    /// How long databases that cannot take records are left alone.
+    failed_pause: Duration,
     /// A lease that was passed on to this node.
     passed_on: Option<String>,
     /// Take the next free lease whatever this node's data are.
@@ -171,6 +173,7 @@ impl Elector {
             resumed,
             receiving: Arc::default(),
             passed_on: None,
+            failed_pause: FAILED_PAUSE.0,
             forced: false,
             standing: Standing::Eligible,
         };

@@ -58,6 +58,9 @@ impl NodeError {
                 "one process per data directory: stop the other one, or set another `data.dir`"
             }
             NodeError::Store(engine::Error::Invalid(_)) => return None,
+            NodeError::Store(error) if error.is_out_of_descriptors() => {
+                "raise the limit of open files (`ulimit -n`, `LimitNOFILE=`; `fs.file-max` where the machine is at its own)"
+            }
             NodeError::Store(_) => "check the disk under `data.dir`; `litefs ltx verify` looks into the logs",
             NodeError::Mount(
                 MountError::NoDevice

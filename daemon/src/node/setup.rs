@@ -9,6 +9,7 @@ use engine::{OwnerDefaults, Role, StoreOptions};
 use super::NodeError;
 use crate::config::{self, Config, Durability};
 use crate::fuse::{MountOptions, Passthrough};
+use crate::http::Limits;
 use crate::lease::elector::ElectorOptions;
 use crate::lease::{ConsulLease, ConsulOptions, Lease, LeaseError, StaticLease};
 use crate::ledger::Ledger;
@@ -72,6 +73,7 @@ pub(super) fn services(config: &Config, address: SocketAddr) -> ServiceOptions {
         snapshot_timeout: config.http.snapshot_timeout.positive().or(retention),
         retention,
         retention_interval: config.data.retention_monitor_interval.positive(),
+        limits: Limits::default(),
     }
 }
 

@@ -25,8 +25,9 @@ use crate::lease::Holder;
 
 /// A primary sends a heartbeat each second.
 const SILENCE: Duration = Duration::from_secs(5);
-/// How long a database that failed is left alone before the stream is started again for its sake.
-const FAILED_PAUSE: Duration = Duration::from_secs(5);
+/// How long a database that failed is left alone before the stream is started again for its sake: at first, and at the most where that
+/// changes nothing. The primary sends again what was not taken.
+pub const FAILED_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 
 /// What following needs to know of this node.
 #[derive(Clone)]
@@ -40,6 +41,8 @@ pub struct Follower {
     pub epoch: u64,
     /// Whether this node would take the lease over.
     pub candidate: bool,
+    /// How long databases that fail are left alone.
+    pub failed_pause: Duration,
 }
 
 /// What a stream brings besides records.
@@ -273,7 +276,9 @@ impl Receiver {
             Ok(_) if self.failed.contains(name) => {}
             Ok(db) => {
                 if let Err(error) = self.receive(&db, &mut body) {
-                    tracing::error!(%db, %error, "cannot take a record from the primary");
+                    if let Some(unlogged) = self.follower.store.repeats().note("take", &db, &error) {
+                        tracing::error!(%db, %error, unlogged, "cannot take a record from the primary");
+                    }
                     self.failed.insert(name.to_string());
                     self.failed_since.get_or_insert_with(Instant::now);
                 }
@@ -301,7 +306,7 @@ impl Receiver {
     /// A database that failed gets another chance with a new stream, which begins at its true position.
     fn retry_failed(&self) -> Result<(), FollowError> {
         match self.failed_since {
-            Some(since) if since.elapsed() > FAILED_PAUSE => {
+            Some(since) if since.elapsed() > self.follower.failed_pause => {
                 let names: Vec<&str> = self.failed.iter().map(String::as_str).collect();
                 Err(FollowError::Retry(names.join(", ")))
             }

@@ -12,7 +12,7 @@ use bytes::{Buf, BytesMut};
 use engine::{DbName, Store};
 use futures_util::{Stream, StreamExt};
 use litefs_api::NodeId;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::catch_up::{CatchUp, Left, StreamBroken, describe};
 use super::dirty::Dirty;
@@ -39,6 +39,8 @@ pub struct Source {
     pub fence: Fence,
     /// How long a snapshot may take to be sent, if that is limited.
     pub snapshot_timeout: Option<Duration>,
+    /// Among the streams that this node serves.
+    pub place: Arc<OwnedSemaphorePermit>,
 }
 
 /// Who asks for a stream.
@@ -279,7 +281,10 @@ impl Session {
         if names.is_empty() {
             return Ok((catch_up, Left::default()));
         }
+        let place = self.source.place.clone();
         let sending = tokio::task::spawn_blocking(move || {
+            // The thread may outlast the stream.
+            let _place = place;
             let result = catch_up.run(names);
             (catch_up, result)
         });

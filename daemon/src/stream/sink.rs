@@ -6,6 +6,8 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
@@ -149,9 +151,17 @@ impl BlockingSink {
 
     fn send(&mut self) -> Result<(), Disconnected> {
         let piece = self.buffer.split().freeze();
-        self.sink
-            .pieces
-            .blocking_send(Ok(piece))
-            .map_err(|_| Disconnected)
+        let (pieces, cut) = (&self.sink.pieces, &self.sink.cut);
+        match pieces.try_send(Ok(piece)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Closed(_)) => Err(Disconnected),
+            // A body that nobody reads does not notice that it is cut.
+            Err(TrySendError::Full(piece)) => Handle::current().block_on(async {
+                tokio::select! {
+                    sent = pieces.send(piece) => sent.map_err(|_| Disconnected),
+                    () = cut.cancelled() => Err(Disconnected),
+                }
+            }),
+        }
     }
 }

@@ -48,6 +48,8 @@ const INLINE: Duration = Duration::from_millis(2);
 const RETRY: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(20));
 /// Records that clients' locks keep from being seen for so long are worth a line in the log.
 const LONG: Duration = Duration::from_secs(10);
+/// First and longest pause of a worker after an error.
+const FAILED: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// How long the worker tries before it looks whether the store is closed.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -162,7 +164,7 @@ impl Database {
         match self.apply_pending(Instant::now() + INLINE) {
             Ok(()) | Err(Error::Quarantined { .. }) => return,
             Err(Error::Busy { .. }) => {}
-            Err(error) => tracing::error!(db = %self.name, %error, "cannot apply, trying again"),
+            Err(error) => self.cannot_apply(&error),
         }
         self.start_worker();
     }
@@ -240,6 +242,34 @@ impl Database {
         arrivals.oldest(applied)
     }
 
+    /// Says once of clients that they hold on to an older state for long, and when they do not any more. `told`: it was said; returns whether
+    /// it is from now on.
+    fn tell_held(&self, outcome: &Result<()>, told: bool) -> bool {
+        let held = self.held_since().map_or(Duration::ZERO, |since| since.elapsed());
+        match outcome {
+            Err(Error::Busy { lock, .. }) if held > LONG && !told => {
+                tracing::warn!(
+                    db = %self.name,
+                    lock,
+                    held = ?held,
+                    "clients hold on to an older state of the database, and those that come see it too"
+                );
+                true
+            }
+            Ok(()) if told => {
+                tracing::info!(db = %self.name, "clients see what was held up");
+                false
+            }
+            Ok(()) | Err(_) => told,
+        }
+    }
+
+    fn cannot_apply(&self, error: &Error) {
+        if let Some(unlogged) = self.shared.repeats.note("apply", &self.name, error) {
+            tracing::error!(db = %self.name, %error, unlogged, "cannot apply, trying again");
+        }
+    }
+
     fn work(&self) {
         if self.backlog.arrivals.is_empty()
             && let Some(tail) = self.log.tail()
@@ -247,26 +277,10 @@ impl Database {
             // It arrived for the process before.
             self.backlog.arrivals.note(tail.max, Instant::now());
         }
-        let mut told = false;
+        let (mut pause, mut told) = (FAILED.0, false);
         while !self.shared.is_closed() {
             let outcome = self.apply_pending(Instant::now() + PATIENCE);
-            let held = self.held_since().map_or(Duration::ZERO, |since| since.elapsed());
-            match &outcome {
-                Err(Error::Busy { lock, .. }) if held > LONG && !told => {
-                    told = true;
-                    tracing::warn!(
-                        db = %self.name,
-                        lock,
-                        held = ?held,
-                        "clients hold on to an older state of the database, and those that come see it too"
-                    );
-                }
-                Ok(()) if told => {
-                    tracing::info!(db = %self.name, "clients see what was held up");
-                    told = false;
-                }
-                Ok(()) | Err(_) => {}
-            }
+            told = self.tell_held(&outcome, told);
             match outcome {
                 Ok(()) => {
                     self.backlog.worker.store(false, Ordering::Release);
@@ -277,7 +291,7 @@ impl Database {
                         return;
                     }
                 }
-                Err(Error::Busy { .. }) => {}
+                Err(Error::Busy { .. }) => pause = FAILED.0,
                 // A snapshot is needed; it will begin a new attempt.
                 Err(Error::Quarantined { .. }) => {
                     if let Err(error) = self.give_up_record() {
@@ -286,8 +300,10 @@ impl Database {
                     break;
                 }
                 Err(error) => {
-                    tracing::error!(db = %self.name, %error, "cannot apply, trying again");
-                    std::thread::sleep(PATIENCE);
+                    self.cannot_apply(&error);
+                    self.shared.wait_closed(pause);
+                    pause = (pause * 2).min(FAILED.1);
+                    continue;
                 }
             }
         }

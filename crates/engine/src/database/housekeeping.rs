@@ -124,10 +124,7 @@ impl Database {
             (state.table.prepare_flush(txid)?, files)
         };
         self.log.sync()?;
-        if let Err(error) = files.sync() {
-            self.health.disk_failed(&error.to_string());
-            return Err(error);
-        }
+        files.sync().inspect_err(|error| self.health.sync_failed(error))?;
         flush.write()?;
         let mut state = self.state.lock();
         state.table.confirm(flush);
@@ -136,7 +133,7 @@ impl Database {
 
     pub(crate) fn sync_files(&self, state: &mut State) -> Result<()> {
         let synced = state.backing.durable()?.sync();
-        synced.inspect_err(|error| self.health.disk_failed(&error.to_string()))
+        synced.inspect_err(|error| self.health.sync_failed(error))
     }
 
     /// A clean stop. Clients may still be there: whoever is fenced or sealed off stays so.

@@ -32,8 +32,10 @@ const NO_SYNC: Duration = Duration::from_secs(10);
 const OPENING: Duration = Duration::from_millis(500);
 /// First and longest wait between two looks.
 const WAIT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
-/// Wait between two looks where nothing waits for what they find, or where the last one failed.
+/// Wait between two looks where nothing waits for what they find, and first wait where the last one failed.
 const SLOW: Duration = Duration::from_millis(200);
+/// Longest wait where every look fails.
+const FAILED: Duration = Duration::from_secs(1);
 
 /// Databases that are watched.
 #[derive(Debug, Default)]
@@ -59,6 +61,8 @@ pub(crate) enum Found {
     Pending,
     /// Look again some time.
     Later,
+    /// The look failed: look again, less and less often.
+    Failed,
 }
 
 impl Settler {
@@ -103,13 +107,14 @@ impl Settler {
             if found.is_empty() || watched.closed {
                 continue;
             }
-            let pending = found.iter().any(|(_, found)| *found == Found::Pending);
-            wait = match (watched.names.is_empty(), pending) {
-                (false, _) => WAIT.0,
-                (true, true) => (wait * 2).min(WAIT.1),
-                (true, false) => SLOW,
+            let any = |wanted| found.iter().any(|(_, found)| *found == wanted);
+            wait = match (watched.names.is_empty(), any(Found::Pending), any(Found::Later)) {
+                (false, _, _) => WAIT.0,
+                (true, true, _) => (wait * 2).min(WAIT.1),
+                (true, false, true) => SLOW,
+                (true, false, false) => (wait * 2).clamp(SLOW, FAILED),
             };
-            watched.idle = wait == SLOW;
+            watched.idle = wait >= SLOW;
             watched.names.extend(found.into_iter().map(|(name, _)| name));
             self.changed.wait_for(&mut watched, wait);
             if std::mem::take(&mut watched.idle) {
@@ -141,8 +146,10 @@ fn look(db: Option<Arc<Database>>) -> Found {
         // Looks again, to fence.
         Err(Error::Log(LogError::Poisoned(_))) => Found::Later,
         Err(error) => {
-            tracing::warn!(db = %db.name, %error, "cannot capture, trying again");
-            Found::Later
+            if let Some(unlogged) = db.shared.repeats.note("capture", &db.name, &error) {
+                tracing::warn!(db = %db.name, %error, unlogged, "cannot capture, trying again");
+            }
+            Found::Failed
         }
     }
 }

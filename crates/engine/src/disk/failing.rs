@@ -2,6 +2,7 @@
 //! SQLite cannot find them.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +15,8 @@ use super::{Disk, DiskError, DiskFile, Op, OpenMode, OsDisk, Result};
 #[derive(Debug, Clone, Default)]
 pub struct FailingDisk {
     faults: Arc<Mutex<Vec<Fault>>>,
+    /// How many more files can be opened, if that is limited.
+    openable: Arc<Mutex<Option<u64>>>,
 }
 
 impl FailingDisk {
@@ -22,9 +25,31 @@ impl FailingDisk {
         self.faults.lock().push(fault);
     }
 
+    /// After `opens` more of them no file or directory can be opened (`EMFILE`); what is open goes on.
+    pub fn exhaust(&self, opens: u64) {
+        *self.openable.lock() = Some(opens);
+    }
+
     /// Removes all faults.
     pub fn heal(&self) {
         self.faults.lock().clear();
+        *self.openable.lock() = None;
+    }
+
+    /// As `check`, for calls that open something.
+    fn check_open(&self, op: Op, path: &Path) -> Result<()> {
+        match &mut *self.openable.lock() {
+            None => {}
+            Some(0) => {
+                return Err(DiskError::new(
+                    op,
+                    path,
+                    io::Error::from_raw_os_error(libc::EMFILE),
+                ));
+            }
+            Some(left) => *left -= 1,
+        }
+        self.check(op, path)
     }
 
     fn check(&self, op: Op, path: &Path) -> Result<()> {
@@ -38,7 +63,7 @@ impl FailingDisk {
 
 impl Disk for FailingDisk {
     fn open(&self, op: Op, path: &Path, mode: OpenMode) -> Result<Arc<dyn DiskFile>> {
-        self.check(op, path)?;
+        self.check_open(op, path)?;
         Ok(Arc::new(FailingFile {
             file: OsDisk.open(op, path, mode)?,
             disk: self.clone(),
@@ -61,12 +86,12 @@ impl Disk for FailingDisk {
     }
 
     fn remove_dir_all(&self, op: Op, path: &Path) -> Result<()> {
-        self.check(op, path)?;
+        self.check_open(op, path)?;
         OsDisk.remove_dir_all(op, path)
     }
 
     fn list(&self, op: Op, path: &Path) -> Result<Vec<OsString>> {
-        self.check(op, path)?;
+        self.check_open(op, path)?;
         OsDisk.list(op, path)
     }
 
@@ -76,7 +101,7 @@ impl Disk for FailingDisk {
     }
 
     fn sync_dir(&self, op: Op, path: &Path) -> Result<()> {
-        self.check(op, path)?;
+        self.check_open(op, path)?;
         OsDisk.sync_dir(op, path)
     }
 }

@@ -61,6 +61,11 @@ impl DiskError {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
+    /// Too many files are open. No file was touched: of a sync, that the directory was not even opened.
+    pub fn is_out_of_descriptors(&self) -> bool {
+        matches!(self.errno(), Some(libc::EMFILE | libc::ENFILE))
+    }
+
     /// The disk or the quota is full: the only class of write errors that goes away by itself.
     pub fn is_no_space(&self) -> bool {
         matches!(self.errno(), Some(libc::ENOSPC | libc::EDQUOT))

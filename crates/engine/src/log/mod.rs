@@ -334,10 +334,14 @@ impl Log {
         Ok(())
     }
 
-    /// A sync that fails closes the log for writing.
+    /// A sync that fails closes the log for writing; one that was not begun for want of descriptors can be done again.
     fn must_sync(&self, result: disk::Result<()>) -> Result<()> {
         result
-            .inspect_err(|error| self.poison(error))
+            .inspect_err(|error| {
+                if !error.is_out_of_descriptors() {
+                    self.poison(error);
+                }
+            })
             .map_err(LogError::from)
     }
 

@@ -8,6 +8,7 @@ use ltx::Txid;
 use super::Log;
 use super::error::{LogError, Result};
 use super::segment::{Segment, read_header};
+use crate::disk::DiskFile;
 
 /// Part of a full segment that is worth a file of its own.
 const WORTH_A_SEGMENT: u64 = 1024;
@@ -79,6 +80,8 @@ impl Log {
         let record = self.find(txid)?.filter(|record| record.info.max == txid);
         let record = record.ok_or(LogError::NoBoundary(txid))?;
         let (segment, end) = record.place();
+        // From here on there is no way back, and no file may have to be opened.
+        let file = segment.writable_file()?;
         let _turn = self.syncing.lock();
         let cut = {
             let mut shared = self.shared.write();
@@ -106,7 +109,7 @@ impl Log {
             cut
         };
         let last = self.shared.read().segments.last().cloned();
-        let result = self.remove_after(&cut, &segment, end);
+        let result = self.remove_after(&cut, &*file, end);
         let super::writer::Writer { sink, state, .. } = &mut *writer;
         state.resume(sink, last, Some(record.info))?;
         if let Err(LogError::Disk(error)) = &result {
@@ -119,12 +122,15 @@ impl Log {
     }
 
     /// Newest first and one at a time, so that a crash leaves no gap.
-    fn remove_after(&self, segments: &[Arc<Segment>], last: &Segment, end: u64) -> Result<()> {
+    fn remove_after(&self, segments: &[Arc<Segment>], file: &dyn DiskFile, end: u64) -> Result<()> {
         for segment in segments.iter().rev() {
             self.disk.remove_file("log.truncate.remove", &segment.path)?;
-            self.disk.sync_dir("log.truncate.sync_dir", &self.dir)?;
+            match self.disk.sync_dir("log.truncate.sync_dir", &self.dir) {
+                // Done before anything is appended.
+                Err(error) if error.is_out_of_descriptors() => self.settled.store(false, Ordering::Release),
+                synced => synced?,
+            }
         }
-        let file = last.writable_file()?;
         file.set_len("log.truncate.cut", end)?;
         self.must_sync(file.sync_data("log.truncate.sync"))
     }

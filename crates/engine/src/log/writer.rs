@@ -215,7 +215,15 @@ impl State {
         log.must_sync(target.file.sync_data("log.reset.sync"))?;
         let path = target.segment.path.with_extension("");
         log.disk.rename("log.reset.rename", &target.segment.path, &path)?;
-        log.must_sync(log.disk.sync_dir("log.reset.sync_dir", &log.dir))?;
+        let synced = log.must_sync(log.disk.sync_dir("log.reset.sync_dir", &log.dir));
+        if let Err(error) = synced {
+            // Nobody is to find the snapshot under that name, as long as the log goes on without it.
+            let back = log
+                .disk
+                .rename("log.reset.rename_back", &path, &target.segment.path);
+            back.inspect_err(|error| log.poison(error))?;
+            return Err(error);
+        }
         let (info, offset) = self.pending.pop().expect("the snapshot was just ended");
         target.segment.publish(&info, offset);
         target.segment = Arc::new(target.segment.successor(path, target.segment.end()));

@@ -27,6 +27,8 @@ use crate::ledger::Ledger;
 /// A keeper that is starting or ending has the lock and does not answer yet.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(5);
+/// First and longest pause before another attempt to replace a keeper.
+const REPLACE_RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
 /// The keeper answers at once.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -124,6 +126,14 @@ struct Held {
     nodes: BTreeMap<u64, OwnedFd>,
 }
 
+/// What became of an attempt to replace a keeper that died.
+enum Replaced {
+    Done,
+    Failed,
+    /// The mount ends.
+    NotNeeded,
+}
+
 /// What the keeper says first.
 struct Welcomed {
     ledger: File,
@@ -167,13 +177,21 @@ impl Keeper {
         thread::Builder::new()
             .name("keeper".into())
             .spawn(move || {
+                let mut pause = REPLACE_RETRY.0;
                 while let Some(keeper) = listening.upgrade() {
                     let socket = keeper.socket.read().clone();
                     drop(keeper);
                     hear(&socket, &told, &listening);
-                    match listening.upgrade() {
-                        Some(keeper) if !keeper.replace() => return,
-                        Some(_) | None => {}
+                    let replaced = listening
+                        .upgrade()
+                        .map(|keeper| keeper.replace(pause == REPLACE_RETRY.0));
+                    match replaced {
+                        Some(Replaced::Done) => pause = REPLACE_RETRY.0,
+                        Some(Replaced::Failed) => {
+                            thread::sleep(pause);
+                            pause = (pause * 2).min(REPLACE_RETRY.1);
+                        }
+                        Some(Replaced::NotNeeded) | None => return,
                     }
                 }
             })
@@ -288,19 +306,21 @@ impl Keeper {
         }
     }
 
-    /// The keeper died: starts another one and gives it all that this daemon has. `false`: none is needed, or none can be had.
-    fn replace(&self) -> bool {
+    /// The keeper died: starts another one and gives it all that this daemon has. `tell`: a failure is not known yet.
+    fn replace(&self, tell: bool) -> Replaced {
         if *self.ended.lock() {
-            return false;
+            return Replaced::NotNeeded;
         }
         match self.try_replace() {
             Ok(()) => {
                 tracing::warn!("the keeper process died; another one has what it kept");
-                true
+                Replaced::Done
             }
             Err(error) => {
-                tracing::error!(%error, "the keeper process died, and there is no other: this mount will not outlive its daemon");
-                false
+                if tell {
+                    tracing::error!(%error, "the keeper process died, and there is no other: this mount would not outlive its daemon; trying again");
+                }
+                Replaced::Failed
             }
         }
     }
@@ -308,29 +328,39 @@ impl Keeper {
     fn try_replace(&self) -> io::Result<()> {
         let held = self.held.lock();
         let socket = start(&self.dir, self.lock.try_clone()?, &self.options)?;
-        say_hello(&socket, &self.options)?;
-        await_welcome(&self.dir, &socket).map_err(io::Error::other)?;
-        wire::send(&socket, &ToKeeper::Ledger, &[self.ledger.as_fd()])?;
-        held.send_connection(&socket)?;
+        self.hand_over(&held, &socket).inspect_err(|_| {
+            // One that has only a part of it is not to be found by anybody.
+            let _ = wire::send(&socket, &ToKeeper::Goodbye, &[]);
+        })?;
+        *self.socket.write() = Arc::new(socket);
+        self.replaced.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    fn hand_over(&self, held: &Held, socket: &OwnedFd) -> io::Result<()> {
+        say_hello(socket, &self.options)?;
+        await_welcome(&self.dir, socket).map_err(io::Error::other)?;
+        wire::send(socket, &ToKeeper::Ledger, &[self.ledger.as_fd()])?;
+        held.send_connection(socket)?;
         for (id, node) in &held.nodes {
-            wire::send(&socket, &ToKeeper::Node { id: *id }, &[node.as_fd()])?;
+            wire::send(socket, &ToKeeper::Node { id: *id }, &[node.as_fd()])?;
         }
         match self.opener_control.get().map(|control| control()) {
             Some(Ok(opener)) => {
                 let process = opener.process;
                 wire::send(
-                    &socket,
+                    socket,
                     &ToKeeper::AdoptOpener { process },
                     &[opener.socket.as_fd()],
-                )?
+                )
             }
             // The new keeper is asked for another one.
-            Some(Err(error)) => tracing::debug!(%error, "the opener died with the keeper"),
-            None => {}
+            Some(Err(error)) => {
+                tracing::debug!(%error, "the opener died with the keeper");
+                Ok(())
+            }
+            None => Ok(()),
         }
-        *self.socket.write() = Arc::new(socket);
-        self.replaced.fetch_add(1, Ordering::Release);
-        Ok(())
     }
 }
 
@@ -382,7 +412,7 @@ fn hear(socket: &OwnedFd, openers: &Sender<io::Result<OpenerSocket>>, keeper: &s
                 let opener = descriptors.into_iter().next();
                 let opener = opener.map(|socket| OpenerSocket { socket, process });
                 // The receiver lives as long as the keeper.
-                let _ = openers.send(opener.ok_or_else(|| io::ErrorKind::InvalidData.into()));
+                let _ = openers.send(opener.ok_or_else(wire::no_room));
             }
             FromKeeper::Failed { message } => {
                 let _ = openers.send(Err(io::Error::other(message)));
@@ -491,6 +521,7 @@ fn say_hello(socket: &OwnedFd, options: &KeeperOptions) -> io::Result<()> {
 fn await_welcome(dir: &Path, socket: &OwnedFd) -> Result<Welcomed, KeeperError> {
     let failed = KeeperError::io("hear the keeper of", dir);
     let gone = || KeeperError::Ended { path: dir.to_owned() };
+    let short = || failed(wire::no_room());
     let (message, descriptors) = wire::receive::<FromKeeper>(socket)
         .map_err(&failed)?
         .ok_or_else(gone)?;
@@ -510,14 +541,14 @@ fn await_welcome(dir: &Path, socket: &OwnedFd) -> Result<Welcomed, KeeperError> 
         FromKeeper::Node { .. } | FromKeeper::Opener { .. } | FromKeeper::Leave => return Err(gone()),
     };
     let mut descriptors = descriptors.into_iter();
-    let mut next = || descriptors.next().ok_or_else(gone);
+    let mut next = || descriptors.next().ok_or_else(short);
     let (ledger, lock) = (File::from(next()?), File::from(next()?));
     let inheritance = match connection {
         false => None,
         true => Some(Inheritance {
             device: next()?,
             tree: if tree { Some(next()?) } else { None },
-            nodes: receive_nodes(socket, nodes).map_err(failed)?,
+            nodes: receive_nodes(socket, nodes).map_err(&failed)?,
             pinned: Vec::new(),
         }),
     };
@@ -534,7 +565,7 @@ fn receive_nodes(socket: &OwnedFd, count: usize) -> io::Result<Vec<(u64, OwnedFd
         let Some((FromKeeper::Node { id }, descriptors)) = wire::receive::<FromKeeper>(socket)? else {
             return Err(io::ErrorKind::InvalidData.into());
         };
-        nodes.extend(descriptors.into_iter().next().map(|node| (id, node)));
+        nodes.push((id, descriptors.into_iter().next().ok_or_else(wire::no_room)?));
     }
     Ok(nodes)
 }

@@ -29,6 +29,8 @@ use crate::processes::is_dying;
 
 /// How long a daemon waits for its predecessor, which may be dying.
 const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(3);
+/// Before another attempt to let somebody in when too many files are open.
+const SHORT_OF_FILES: Duration = Duration::from_millis(20);
 
 /// Runs until nothing is left to be held: `first` is the connection to the daemon that started the process, `lock` the locked file of its
 /// data directory.
@@ -150,13 +152,17 @@ impl Process {
             }
         }
         if knocks {
-            let socket = accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
-            self.guests.push(Guest {
-                // SAFETY: the kernel has just made this descriptor; nobody else knows it.
-                socket: unsafe { OwnedFd::from_raw_fd(socket) },
-                hello: None,
-                since: Instant::now(),
-            });
+            match accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+                Ok(socket) => self.guests.push(Guest {
+                    // SAFETY: the kernel has just made this descriptor; nobody else knows it.
+                    socket: unsafe { OwnedFd::from_raw_fd(socket) },
+                    hello: None,
+                    since: Instant::now(),
+                }),
+                // Whoever knocks waits. The mount must not end for it.
+                Err(Errno::EMFILE | Errno::ENFILE) => std::thread::sleep(SHORT_OF_FILES),
+                Err(error) => return Err(error.into()),
+            }
         }
         if self
             .opener
@@ -207,8 +213,9 @@ impl Process {
                     self.ledger = Ledger::open(File::from(ledger))?;
                 }
             }
-            ToKeeper::Connection => self.device = first,
-            ToKeeper::Tree => self.tree = first,
+            // A message whose descriptor this process had no room for takes away nothing.
+            ToKeeper::Connection => self.device = first.or(self.device.take()),
+            ToKeeper::Tree => self.tree = first.or(self.tree.take()),
             ToKeeper::DropTree => self.tree = None,
             ToKeeper::Node { id } => {
                 if let Some(node) = first {

@@ -14,7 +14,7 @@ use ltx::Pos;
 use tokio::runtime::Runtime;
 
 use super::ElectorOptions;
-use crate::http::Server;
+use crate::http::{Limits, Server};
 use crate::lease::imitation::Imitation;
 use crate::lease::{ClusterState, ConsulLease, ConsulOptions, Fence, Lease};
 use crate::services::{ServiceOptions, Services, Succession};
@@ -153,6 +153,7 @@ impl Start {
                 snapshot_timeout: None,
                 retention: None,
                 retention_interval: None,
+                limits: Limits::default(),
             };
             Services::succeed(options, self.succession, store.clone(), self.lease, server)
         });

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::{Command, Elector, FIRST_PAUSE, LOOK, Next, Refusal, RoundError, primary_of};
 use crate::lease::{Holder, Lease, Repetition, Sighting};
-use crate::stream::follow::{Ended, FollowError, Follower, News};
+use crate::stream::follow::{Ended, FAILED_PAUSE, FollowError, Follower, News};
 
 /// A primary that lets go of its lease has sent everything before; the last of it may still be on its way.
 const GRACE: Duration = Duration::from_millis(300);
@@ -43,7 +43,9 @@ impl Elector {
             news,
             epoch: self.epoch(),
             candidate: self.options.candidate && self.closed_databases().is_empty(),
+            failed_pause: self.failed_pause,
         };
+        let begun = Instant::now();
         let lease = Arc::clone(&self.lease);
         let event = {
             let stream = follower.follow(&primary, Arc::clone(&self.receiving));
@@ -67,6 +69,13 @@ impl Elector {
         };
         // The stream is dropped. What it had received is stored before anything else happens to the databases.
         self.receiving.wait().await;
+        self.failed_pause = match &event {
+            // Again, and as soon as it could be.
+            Event::Stream(Err(FollowError::Retry(_))) if begun.elapsed() < self.failed_pause * 2 => {
+                (self.failed_pause * 2).min(FAILED_PAUSE.1)
+            }
+            Event::Stream(_) | Event::Moved | Event::Shutdown => FAILED_PAUSE.0,
+        };
         match event {
             Event::Stream(Ok(Ended::HandedOver(id))) => {
                 tracing::info!("the primary passed its lease on to this node");

@@ -29,7 +29,7 @@ impl Database {
         };
         outcome.map_err(|e| {
             let error = Error::io(op, self.name.as_str())(e);
-            self.health.disk_failed(&error.to_string());
+            self.health.sync_failed(&error);
             error
         })
     }

@@ -255,20 +255,6 @@ fn a_reset_replaces_everything_at_once() {
     assert_eq!(txids(&open(&disk)), [30, 31]);
 }
 
-/// An LTX file that makes the database at TXID `max`.
-fn snapshot(max: u64) -> Vec<u8> {
-    let mut header = header(1, Checksum::NONE);
-    header.max_txid = Txid(max);
-    header.commit = 2;
-    let mut encoder = ltx::Encoder::new(Vec::new(), header).unwrap();
-    let mut checksum = Checksum::EMPTY_DATABASE;
-    for pgno in Pgno::up_to(2) {
-        encoder.encode_page(pgno, &content(0, pgno.get())).unwrap();
-        checksum = checksum.xor(ltx::page_checksum(pgno, &content(0, pgno.get())));
-    }
-    encoder.finish(checksum).unwrap().0
-}
-
 #[test]
 fn damage_that_is_no_torn_end_is_reported_when_it_is_read() {
     let disk = disk(1);

@@ -250,6 +250,46 @@ fn a_failed_sync_closes_the_log() {
     assert_eq!(txids(&log), [2], "it can still be read");
 }
 
+/// No directory can be opened: what was to be synced is as it was, and nothing is lost.
+#[test]
+fn want_of_descriptors_closes_no_log() {
+    let disk = disk(1);
+    let log = open(&disk);
+    for txid in 2..6 {
+        append(&log, txid, LARGE).unwrap();
+    }
+
+    disk.inject(Fault::on("log.segment.sync_dir", libc::EMFILE));
+    assert!(append(&log, 6, 1).is_err());
+    append(&log, 6, 1).unwrap();
+
+    disk.inject(Fault::on("log.reset.sync_dir", libc::EMFILE));
+    let mut appender = log.appender().unwrap();
+    let meta = RecordMeta::new(Origin::Snapshot);
+    let error = appender.receive_reset(meta, &mut &snapshot(6)[..]).unwrap_err();
+    assert!(error.to_string().starts_with("log.reset.sync_dir"), "{error}");
+    drop(appender);
+    assert_eq!(
+        txids(&reopen(&disk)),
+        [2, 3, 4, 5, 6],
+        "who starts now finds the log as it is"
+    );
+    append(&log, 7, 1).unwrap();
+
+    disk.inject(Fault::on("log.truncate.sync_dir", libc::EMFILE).times(2));
+    disk.inject(Fault::on("log.settle.sync_dir", libc::EMFILE));
+    log.truncate_after(Txid(3)).unwrap();
+    assert!(
+        append(&log, 4, 1).is_err(),
+        "what was removed could come back behind it"
+    );
+    append(&log, 4, 1).unwrap();
+    assert_eq!(txids(&log), [2, 3, 4]);
+    log.sync().unwrap();
+    disk.crash(Crash::LoseAll);
+    assert_eq!(txids(&open(&disk)), [2, 3, 4]);
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => prop_oneof![1u32..12, Just(LARGE)].prop_map(Step::Append),

@@ -89,6 +89,20 @@ pub(super) fn content(txid: u64, pgno: u32) -> Vec<u8> {
         .collect()
 }
 
+/// An LTX file that makes the database at TXID `max`.
+pub(super) fn snapshot(max: u64) -> Vec<u8> {
+    let mut header = header(1, Checksum::NONE);
+    header.max_txid = Txid(max);
+    header.commit = 2;
+    let mut encoder = ltx::Encoder::new(Vec::new(), header).unwrap();
+    let mut checksum = Checksum::EMPTY_DATABASE;
+    for pgno in Pgno::up_to(2) {
+        encoder.encode_page(pgno, &content(0, pgno.get())).unwrap();
+        checksum = checksum.xor(ltx::page_checksum(pgno, &content(0, pgno.get())));
+    }
+    encoder.finish(checksum).unwrap().0
+}
+
 /// Appends and flushes one record.
 pub(super) fn append(log: &Log, txid: u64, pages: u32) -> Result<RecordInfo> {
     let mut appender = log.appender()?;
