@@ -6,50 +6,66 @@ use std::time::{Duration, Instant};
 use ltx::Txid;
 use parking_lot::Mutex;
 
-/// Records that arrive so close to each other count as one.
+/// Records that arrive so close to each other count as one, at first.
 const STEP: Duration = Duration::from_millis(100);
-/// With more entries than this two neighbours become one: of a backlog of many minutes a few seconds do not matter.
+/// With more groups than this two neighbours become one, and new ones are as long: of a backlog of many minutes a second does not matter.
 const MOST: usize = 1024;
 
-/// Groups of records, oldest first: the last of a group, and when its first one arrived.
 #[derive(Debug, Default)]
 pub(crate) struct Arrivals {
-    groups: Mutex<VecDeque<(Txid, Instant)>>,
+    groups: Mutex<Groups>,
+}
+
+#[derive(Debug)]
+struct Groups {
+    /// Oldest first: the last record of a group, and when its first one arrived.
+    list: VecDeque<(Txid, Instant)>,
+    step: Duration,
+}
+
+impl Default for Groups {
+    fn default() -> Self {
+        Groups {
+            list: VecDeque::new(),
+            step: STEP,
+        }
+    }
 }
 
 impl Arrivals {
     pub(crate) fn note(&self, txid: Txid, now: Instant) {
         let mut groups = self.groups.lock();
-        match groups.back_mut() {
-            Some((last, since)) if now.saturating_duration_since(*since) < STEP => *last = txid,
-            Some(_) | None => groups.push_back((txid, now)),
+        let Groups { list, step } = &mut *groups;
+        match list.back_mut() {
+            Some((last, since)) if now.saturating_duration_since(*since) < *step => *last = txid,
+            Some(_) | None => list.push_back((txid, now)),
         }
-        if groups.len() > MOST {
-            let halved = groups
+        if list.len() > MOST {
+            *list = list
                 .make_contiguous()
                 .chunks(2)
                 .map(|pair| (pair[pair.len() - 1].0, pair[0].1))
                 .collect();
-            *groups = halved;
+            *step *= 2;
         }
     }
 
     /// When the oldest record behind `applied` arrived.
     pub(crate) fn oldest(&self, applied: Txid) -> Option<Instant> {
-        let mut groups = self.groups.lock();
-        while groups.front().is_some_and(|(last, _)| *last <= applied) {
-            groups.pop_front();
+        let list = &mut self.groups.lock().list;
+        while list.front().is_some_and(|(last, _)| *last <= applied) {
+            list.pop_front();
         }
-        groups.front().map(|(_, since)| *since)
+        list.front().map(|(_, since)| *since)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.groups.lock().is_empty()
+        self.groups.lock().list.is_empty()
     }
 
     /// Everything is applied, or what follows is of another history.
     pub(crate) fn clear(&self) {
-        self.groups.lock().clear();
+        *self.groups.lock() = Groups::default();
     }
 }
 
@@ -76,14 +92,14 @@ mod tests {
         for second in 0..100_000 {
             arrivals.note(Txid(second + 1), start + Duration::from_secs(second));
         }
-        assert!(arrivals.groups.lock().len() <= MOST);
+        assert!(arrivals.groups.lock().list.len() <= MOST);
         assert_eq!(arrivals.oldest(Txid(0)), Some(start));
         let half = arrivals
             .oldest(Txid(50_000))
             .unwrap()
             .duration_since(start)
             .as_secs();
-        assert!((49_000..=50_000).contains(&half), "{half}");
+        assert!((49_800..=50_000).contains(&half), "{half}");
         assert_eq!(arrivals.oldest(Txid(100_000)), None);
     }
 }
