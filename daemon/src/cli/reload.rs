@@ -33,12 +33,17 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
     config::check_supported(&config)?;
     let dir = &config.data.dir;
     let before = Inhabitants::of(dir);
-    let (Some(launcher), Some(old)) = (before.launcher, before.daemon) else {
-        return Err(CommandError::new(format!("no litefs serves {}", dir.display()))
-            .hint("start one with `litefs mount`"));
+    let nobody = || {
+        CommandError::new(format!("no litefs serves {}", dir.display())).hint("start one with `litefs mount`")
     };
-    kill(Pid::from_raw(launcher.cast_signed()), Signal::SIGHUP)
-        .map_err(|error| unreachable_launcher(launcher, error))?;
+    let (Some(launcher), Some(old)) = (before.launcher, before.daemon) else {
+        return Err(nobody());
+    };
+    kill(Pid::from_raw(launcher.cast_signed()), Signal::SIGHUP).map_err(|error| match error {
+        // What is left of a node that has just ended.
+        Errno::ESRCH => nobody(),
+        error => unreachable_launcher(launcher, error),
+    })?;
     let new = await_change(dir, old).ok_or_else(|| {
         CommandError::new("the running daemon was not replaced; it goes on")
             .hint("its output says why the new one did not start")
