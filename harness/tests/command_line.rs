@@ -3,11 +3,12 @@
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{self, SigHandler, Signal, kill};
 use nix::unistd::Pid;
 use support::{eventually, fail, impossible, litefs_dev, stand_in, succeed};
 
@@ -38,7 +39,18 @@ fn up(root: &Path, nodes: &str, binary: &Path) -> Command {
 
 /// Starts `up` with nodes that are never of use, and waits until one of them runs.
 fn up_for_ever(root: &Path, binary: &Path) -> Child {
-    let mut up = up(root, "2", binary).spawn().unwrap();
+    let mut command = up(root, "2", binary);
+    // SAFETY: between fork and exec only these system calls are made; nothing is allocated.
+    unsafe {
+        command.pre_exec(|| {
+            // Tests that run in the background ignore it, and whoever types the command does not.
+            for heard in [Signal::SIGINT, Signal::SIGHUP] {
+                signal::signal(heard, SigHandler::SigDfl)?;
+            }
+            Ok(())
+        });
+    }
+    let mut up = command.spawn().unwrap();
     eventually("a node is started", || {
         assert!(up.try_wait().unwrap().is_none(), "it gave up");
         in_nodes(root) > 0
@@ -73,7 +85,7 @@ impl Drop for Ended<'_> {
     }
 }
 
-fn signal(child: &Child, signal: Signal) {
+fn send(child: &Child, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
 }
 
@@ -92,7 +104,7 @@ fn an_interrupted_up_leaves_nothing_of_a_new_cluster() {
     let _ended = Ended(&clusters);
     for end in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let mut up = up_for_ever(&clusters, &sluggard(root.path()));
-        signal(&up, end);
+        send(&up, end);
         assert_eq!(up.wait().unwrap().code(), Some(130), "{end}");
         assert_eq!(in_nodes(&clusters), 0, "{end}");
         assert_eq!(std::fs::read_dir(&clusters).unwrap().count(), 0, "{end}");
@@ -115,7 +127,7 @@ fn an_interrupted_up_leaves_a_cluster_that_was_there_stopped_with_its_data() {
     succeed(&clusters, &["down"]);
     for end in [Signal::SIGINT, Signal::SIGKILL] {
         let mut up = up_for_ever(&clusters, &sluggard(root.path()));
-        signal(&up, end);
+        send(&up, end);
         up.wait().unwrap();
         eventually("nothing runs any more", || {
             in_nodes(&clusters) == 0 && is_down(&clusters)
