@@ -58,7 +58,7 @@ fn same(primary: &Node, replica: &Node) {
 }
 
 fn eventually(what: impl fmt::Display, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !holds() {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(2));
