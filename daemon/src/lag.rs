@@ -2,7 +2,7 @@
 //!
 //! It has two parts. What is on its way is told by heartbeats: each says until when, by the primary's clock, the node has everything. The clocks
 //! of two machines are never compared: only how much longer the way of a heartbeat was than that of the quickest one. What has arrived and is
-//! not applied (a client's lock is in the way) is as old as the oldest such record.
+//! not applied (a client's lock is in the way) is as old as the oldest such record. Decision 14.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
