@@ -384,6 +384,61 @@ async fn a_litefs_replica_gets_snapshot_ready_heartbeat_and_end() {
     within(stopping).await.unwrap();
 }
 
+/// A database of that many bytes which do not compress.
+fn incompressible(bytes: u32) -> Vec<u8> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let db = rusqlite::Connection::open(file.path()).unwrap();
+    db.execute_batch(&format!(
+        "CREATE TABLE t (x); INSERT INTO t VALUES (randomblob({bytes}))"
+    ))
+    .unwrap();
+    drop(db);
+    std::fs::read(file.path()).unwrap()
+}
+
+/// A database does not wait for all that another one has to send, be it records or a snapshot.
+#[tokio::test(flavor = "multi_thread")]
+async fn databases_take_turns_on_a_stream() {
+    let node = primary().await;
+    let import = |name, image: Vec<u8>| within(node.client.import(name, image.into()));
+    let mut map = vec![0, 0, 0, 2];
+    for name in ["big.db", "small.db"] {
+        import(name, database(1)).await.unwrap();
+        let position = node.store.database(&name.parse().unwrap()).unwrap().position();
+        map.extend_from_slice(&(name.len() as u32).to_be_bytes());
+        map.extend_from_slice(name.as_bytes());
+        map.extend_from_slice(&position.txid.0.to_be_bytes());
+        map.extend_from_slice(&position.post_apply.0.to_be_bytes());
+    }
+    for _ in 0..12 {
+        import("big.db", incompressible(600_000)).await.unwrap();
+    }
+    import("a-new.db", incompressible(3_000_000)).await.unwrap();
+    import("small.db", database(2)).await.unwrap();
+
+    let response = litefs_stream(&node, &[("Litefs-Id", "AB")], map.leak()).await;
+    let mut body = response.bytes_stream();
+    let mut received = BytesMut::new();
+    let mut names: Vec<String> = Vec::new();
+    while names.len() < 14 {
+        received.extend_from_slice(&within(body.next()).await.unwrap().unwrap());
+        let mut source = &received[..];
+        names.clear();
+        while let Ok(Some(frame)) = Frame::read(&mut source) {
+            let Frame::Ltx { name } = frame else { continue };
+            if ChunkReader::new(&mut source).drain().is_err() {
+                break;
+            }
+            names.push(name);
+        }
+    }
+    let first = |wanted: &str| names.iter().position(|name| name == wanted).unwrap();
+    assert!(first("small.db") <= 3, "{names:?}");
+    assert!(first("small.db") < first("a-new.db") && first("a-new.db") <= 6, "{names:?}");
+    assert_eq!(names.iter().filter(|name| *name == "big.db").count(), 12);
+    node.services.stop().await;
+}
+
 /// What is damaged on the primary's disk cannot be sent as it is: its replicas would refuse it for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_needs_a_damaged_record_gets_a_snapshot() {

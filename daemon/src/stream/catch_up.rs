@@ -22,8 +22,8 @@ use crate::metrics::HTTP_FRAME_SEND_COUNT;
 /// Records up to this size are read in one go into memory that is used again.
 const SMALL_RECORD: u64 = 1 << 20;
 const READ: usize = 64 << 10;
-/// Records of one database that are sent before it is the next one's turn.
-const TURN: u32 = 1024;
+/// What is sent of one database before it is the next one's turn, in records and in bytes.
+const TURN: (u32, u64) = (1024, 1 << 20);
 
 /// What one replica has, and the means to send it more.
 pub(super) struct CatchUp {
@@ -87,7 +87,7 @@ impl CatchUp {
     /// Sends what the replica lacks of these databases, so much of each that none keeps the others waiting.
     pub(super) fn run(&mut self, names: BTreeSet<DbName>) -> Result<Left, StreamBroken> {
         let mut left = Left::default();
-        for name in names {
+        for name in self.small_first(names) {
             match self.database(&name)? {
                 Turn::Finished => {}
                 Turn::Unfinished => drop(left.unfinished.insert(name)),
@@ -101,6 +101,17 @@ impl CatchUp {
         Ok(left)
     }
 
+    /// Whoever lacks a transaction does not wait for the snapshot of another database, nor a small snapshot for a large one.
+    fn small_first(&self, names: BTreeSet<DbName>) -> Vec<DbName> {
+        let mut names: Vec<DbName> = names.into_iter().collect();
+        names.sort_by_cached_key(|name| {
+            let is_new = !self.positions.contains_key(name.as_str());
+            let pages = self.store.database(name).filter(|_| is_new);
+            pages.map_or(0, |db| db.status().pages)
+        });
+        names
+    }
+
     /// One turn of one database; an error that spoils no frame is the database's alone.
     fn database(&mut self, name: &DbName) -> Result<Turn, StreamBroken> {
         let Some(db) = self.store.database(name) else {
@@ -108,12 +119,12 @@ impl CatchUp {
         };
         self.tell_owners(name)?;
         let mut has = self.positions.get(name.as_str()).copied().unwrap_or(Pos::ZERO);
-        let mut records = 0;
+        let (mut records, mut bytes) = (0, 0);
         let turn = loop {
             let Some(from) = self.lacks(&db, has) else {
                 break Turn::Finished;
             };
-            if records == TURN {
+            if records >= TURN.0 || bytes >= TURN.1 {
                 break Turn::Unfinished;
             }
             if !self.fence.holds() {
@@ -121,7 +132,10 @@ impl CatchUp {
             }
             match self.step(&db, from) {
                 Ok(None) => break Turn::Finished,
-                Ok(Some(now)) => has = now,
+                Ok(Some((now, sent))) => {
+                    has = now;
+                    bytes += sent;
+                }
                 Err(Failure::Database(error)) => break Turn::Failed(error),
                 Err(Failure::Stream(error)) => return Err(error),
             }
@@ -177,8 +191,9 @@ impl CatchUp {
         (has.txid < own.txid).then_some(has)
     }
 
-    /// Sends the next record, or a snapshot where there is no record that follows; gives the position after it.
-    fn step(&mut self, db: &Database, has: Pos) -> Result<Option<Pos>, Failure> {
+    /// Sends the next record, or a snapshot where there is no record that follows; gives the position after it, and its length. A snapshot is
+    /// as long as a turn.
+    fn step(&mut self, db: &Database, has: Pos) -> Result<Option<(Pos, u64)>, Failure> {
         match self.record_after(db, has) {
             Ok(Some(record)) => {
                 let position = record.info.pos();
@@ -188,7 +203,7 @@ impl CatchUp {
                     self.body(db.name(), &mut record.reader(), None)?;
                 }
                 self.count(db.name(), "ltx");
-                return Ok(Some(position));
+                return Ok(Some((position, record.info.len)));
             }
             Ok(None) => {}
             Err(error) => {
@@ -207,7 +222,7 @@ impl CatchUp {
         let deadline = self.snapshot_timeout.map(|limit| Instant::now() + limit);
         self.body(db.name(), &mut body, deadline)?;
         self.count(db.name(), "ltx:snapshot");
-        Ok(Some(position))
+        Ok(Some((position, TURN.1)))
     }
 
     /// The record that follows; a small one has been read. The first one of a stream is verified: if the replica refused it before, it would
