@@ -434,7 +434,10 @@ async fn databases_take_turns_on_a_stream() {
     }
     let first = |wanted: &str| names.iter().position(|name| name == wanted).unwrap();
     assert!(first("small.db") <= 3, "{names:?}");
-    assert!(first("small.db") < first("a-new.db") && first("a-new.db") <= 6, "{names:?}");
+    assert!(
+        first("small.db") < first("a-new.db") && first("a-new.db") <= 6,
+        "{names:?}"
+    );
     assert_eq!(names.iter().filter(|name| *name == "big.db").count(), 12);
     node.services.stop().await;
 }

@@ -1,6 +1,8 @@
 //! Clients keep their connections while their daemon is killed, replaced, stopped and started: short courses of `litefs-dev torture` with
 //! fixed seeds, in both modes of the mount and in a cluster. The long ones are run by command.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use litefs_dev::torture::fault::FaultKind;
 use litefs_dev::torture::{self, Summary, TortureOptions};
 use litefs_dev::{Durability, Passthrough};
@@ -8,9 +10,14 @@ use parking_lot::Mutex;
 
 mod support;
 
-fn torture(name: &str, faults: usize, kinds: &[FaultKind], nodes: usize, passthrough: Passthrough) {
-    let directory = support::root().join(format!("keeping-{name}-{}", std::process::id()));
-    let options = TortureOptions {
+fn course(
+    name: &str,
+    faults: usize,
+    kinds: &[FaultKind],
+    nodes: usize,
+    passthrough: Passthrough,
+) -> TortureOptions {
+    TortureOptions {
         binary: support::litefs(),
         seed: 7,
         faults,
@@ -20,9 +27,14 @@ fn torture(name: &str, faults: usize, kinds: &[FaultKind], nodes: usize, passthr
         journal: None,
         stop_at_first: false,
         durability: Durability::Follow,
-        directory,
-    };
-    let done = torture::run(&options, &mut |line| println!("{name}: {line}"));
+        directory: support::root().join(format!("keeping-{name}-{}", std::process::id())),
+    }
+}
+
+fn torture(name: &str, faults: usize, kinds: &[FaultKind], nodes: usize, passthrough: Passthrough) {
+    let options = course(name, faults, kinds, nodes, passthrough);
+    let never = AtomicBool::new(false);
+    let done = torture::run(&options, &never, &mut |line| println!("{name}: {line}"));
     torture::clean_up(&options.directory).unwrap();
     judge(name, &done.unwrap(), faults);
     torture::remove(&options.directory).unwrap();
@@ -61,6 +73,21 @@ const TOGETHER: [FaultKind; 7] = [
 
 /// One course at a time: its clients alone are more than most machines have cores.
 static TURN: Mutex<()> = Mutex::new(());
+
+#[test]
+fn a_run_that_is_interrupted_is_judged() {
+    let _turn = TURN.lock();
+    let options = course("interrupted", 100, &[FaultKind::Reload], 1, Passthrough::Auto);
+    let interrupted = AtomicBool::new(false);
+    let done = torture::run(&options, &interrupted, &mut |_| {
+        interrupted.store(true, Ordering::SeqCst);
+    });
+    torture::clean_up(&options.directory).unwrap();
+    let summary = done.unwrap();
+    assert!(summary.is_clean(), "{:?}", summary.problems);
+    assert_eq!(summary.faults.values().sum::<usize>(), 1);
+    torture::remove(&options.directory).unwrap();
+}
 
 #[test]
 fn passthrough() {

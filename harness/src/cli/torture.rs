@@ -1,6 +1,8 @@
 //! `torture`, and the hidden command of its clients.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use litefs_dev::binary::Wanted;
@@ -8,12 +10,14 @@ use litefs_dev::torture::fault::FaultKind;
 use litefs_dev::torture::profile::JournalMode;
 use litefs_dev::torture::{self, TortureOptions, client};
 use litefs_dev::{Durability, Passthrough};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::print_json;
 
 /// Let faults happen to daemons whose clients keep their connections, and judge what became of what they were promised
 ///
-/// Prints the seed, each fault with its time, and a JSON summary at the end. Fails when an oracle is hurt, and then keeps the directory.
+/// Prints the seed, each fault with its time, and a JSON summary at the end. Fails when an oracle is hurt, and then keeps the directory. Interrupted,
+/// it judges what has happened so far.
 #[derive(clap::Args)]
 pub(super) struct Torture {
     /// Where the course comes from [default: by chance]
@@ -54,6 +58,7 @@ pub(super) struct Torture {
 
 impl Torture {
     pub(super) fn run(self) -> Result<()> {
+        let interrupted = watch_interrupt()?;
         let keep = self.keep;
         let options = self.options()?;
         println!(
@@ -62,7 +67,7 @@ impl Torture {
             options.directory.display(),
             options.binary.display()
         );
-        let done = torture::run(&options, &mut |line| println!("{line}"));
+        let done = torture::run(&options, &interrupted, &mut |line| println!("{line}"));
         let cleaned = torture::clean_up(&options.directory);
         let summary = done.with_context(|| format!("the run is kept in {}", options.directory.display()))?;
         summary.gates().iter().for_each(|gate| println!("{gate}"));
@@ -104,6 +109,21 @@ impl Torture {
             directory,
         })
     }
+}
+
+/// True once somebody has typed Ctrl-C. Nothing that waits ends by it: what has happened is yet to be judged.
+fn watch_interrupt() -> Result<Arc<AtomicBool>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut typed = runtime.block_on(async { signal(SignalKind::interrupt()) })?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let noted = interrupted.clone();
+    std::thread::spawn(move || {
+        runtime.block_on(typed.recv());
+        noted.store(true, Ordering::SeqCst);
+    });
+    Ok(interrupted)
 }
 
 #[derive(clap::Args)]

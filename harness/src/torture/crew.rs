@@ -224,7 +224,9 @@ impl Member {
             .arg(text)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
-            .stderr(errors);
+            .stderr(errors)
+            // Ctrl-C is for the run, which ends its clients when it has judged them.
+            .process_group(0);
         let leave = || set_pdeathsig(Signal::SIGKILL).map_err(Into::into);
         // SAFETY: between fork and exec one system call is made; nothing is allocated.
         unsafe { command.pre_exec(leave) };

@@ -17,6 +17,7 @@ mod rows;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -121,8 +122,12 @@ struct Record {
     problems: Vec<String>,
 }
 
-/// Runs to the end; `tell` is given a line for each fault.
-pub fn run(options: &TortureOptions, tell: &mut dyn FnMut(&str)) -> Result<Summary> {
+/// Runs to the end, or until it is `interrupted`; `tell` is given a line for each fault.
+pub fn run(
+    options: &TortureOptions,
+    interrupted: &AtomicBool,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Summary> {
     let start = Instant::now();
     let kinds = possible_kinds(options)?;
     std::fs::create_dir_all(&options.directory).map_err(Error::file("creating", &options.directory))?;
@@ -144,6 +149,10 @@ pub fn run(options: &TortureOptions, tell: &mut dyn FnMut(&str)) -> Result<Summa
     std::thread::sleep(PEACE);
     let mut dealer = Dealer::new(options.seed, kinds);
     for number in 1..=options.faults {
+        if interrupted.load(Ordering::SeqCst) {
+            tell("interrupted: judging what has happened so far");
+            break;
+        }
         let fault = dealer.next();
         let at = start.elapsed().as_secs_f64();
         strike(&mut field, &mut crew, fault, &mut record, &mut |text| {
