@@ -295,7 +295,7 @@ impl Cluster {
             let before = verify::positions(&status);
             let last = start.elapsed() >= patience;
             if verify::agree(&before) || last {
-                let result = self.runtime.block_on(verify::verify(self, &status))?;
+                let result = verify::verify(self, &self.runtime, &status)?;
                 if last || verify::positions(&self.status()?) == before {
                     return Ok(result);
                 }

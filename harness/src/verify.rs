@@ -9,6 +9,7 @@ use std::path::Path;
 use futures_util::StreamExt;
 use litefs_api::{Checksum, Client, DatabaseStatus, HistoryEntry, Position, Txid};
 use serde::Serialize;
+use tokio::runtime::Runtime;
 
 use crate::cluster::Cluster;
 use crate::content::Content;
@@ -70,7 +71,8 @@ pub(crate) fn agree(positions: &Positions) -> bool {
 }
 
 /// Compares the nodes' exports, and each with what clients of the node read. The positions must not change meanwhile; the caller checks that.
-pub(crate) async fn verify(cluster: &Cluster, status: &ClusterStatus) -> Result<Verification> {
+/// What the nodes' APIs say is asked with `runtime`; their clients, which take as long as they want, are waited for outside of it.
+pub(crate) fn verify(cluster: &Cluster, runtime: &Runtime, status: &ClusterStatus) -> Result<Verification> {
     let positions = positions(status);
     let mut result = Verification {
         nodes: positions.keys().copied().collect(),
@@ -95,14 +97,13 @@ pub(crate) async fn verify(cluster: &Cluster, status: &ClusterStatus) -> Result<
         let Some(url) = &node.api else { continue };
         let client = Client::new(url).map_err(|error| failed(node.name, error))?;
         for database in &said.databases {
-            if let Some(problem) = compare_history(&client, node.name, database, &mut histories).await? {
-                result.problems.push(problem);
-            }
+            let compared = compare_history(&client, node.name, database, &mut histories);
+            result.problems.extend(runtime.block_on(compared)?);
         }
         // A dropped database has a position and no bytes.
         for database in said.databases.iter().filter(|database| database.pages > 0) {
             let file = directory.path().join("export");
-            let (digest, bytes) = match export(&client, &database.name, &file).await {
+            let (digest, bytes) = match runtime.block_on(export(&client, &database.name, &file)) {
                 Ok(exported) => exported,
                 Err(error) => {
                     result

@@ -165,6 +165,28 @@ fn verify_finds_a_page_that_is_damaged_on_the_disk_of_a_node() {
 /// What a checkpoint announces in the wal-index is gone with the connection that made it. Where nobody else is connected the WAL would grow
 /// for as long as transactions come, and each checkpoint would read all of it again.
 #[test]
+fn verify_waits_for_clients_that_have_the_database_locked() {
+    let Some(cluster) = cluster(2) else { return };
+    create(&cluster, "delete");
+    insert(cluster.primary().unwrap(), 3);
+    all_read(&cluster, 3);
+    let path = cluster.primary().unwrap().mount().join(DB);
+    let (holds, held) = mpsc::channel();
+    let holder = std::thread::spawn(move || {
+        let client = rusqlite::Connection::open(path).unwrap();
+        client.execute_batch("BEGIN EXCLUSIVE").unwrap();
+        holds.send(()).unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        client.execute_batch("ROLLBACK").unwrap();
+    });
+    held.recv().unwrap();
+    // It looks at the node now and then while it waits.
+    let verified = cluster.verify(PATIENCE).unwrap();
+    assert!(verified.is_clean(), "{:?}", verified.problems);
+    holder.join().unwrap();
+}
+
+#[test]
 fn the_wal_of_a_replica_that_nobody_reads_stays_short() {
     let Some(cluster) = cluster(2) else { return };
     create(&cluster, "wal");
