@@ -45,6 +45,7 @@ impl Solo {
     pub fn start(mut options: SoloOptions) -> Result<Solo> {
         // Processes are found by paths that the kernel tells, which are free of symbolic links.
         let given = options.dir;
+        std::fs::create_dir_all(&given).map_err(Error::file("mkdir", &given))?;
         options.dir = given.canonicalize().map_err(Error::file("resolving", &given))?;
         for part in ["data", "mnt"] {
             let path = options.dir.join(part);
