@@ -52,7 +52,6 @@ impl Drop for Exclusive {
 
 impl Database {
     pub(super) fn apply_exclusive(&self, record: &Record) -> Result<()> {
-        self.check_outcome(record)?;
         // What is in the main file must be in the log, whatever reaches the disk first.
         self.log.sync()?;
         self.empty_wal(record.info.page_size)?;
@@ -61,9 +60,14 @@ impl Database {
         let kept = self.backlog.kept.lock().take();
         let guard = match kept {
             Some(guard) => guard,
-            None => Exclusive::take(self.locks()?)
-                .map_err(Error::io("database.lock", &path))?
-                .map_err(|lock| self.busy(lock))?,
+            None => {
+                let guard = Exclusive::take(self.locks()?)
+                    .map_err(Error::io("database.lock", &path))?
+                    .map_err(|lock| self.busy(lock))?;
+                // With the lock, so that an attempt that finds a reader in the way costs nothing.
+                self.check_outcome(record)?;
+                guard
+            }
         };
         let hot = self.state.lock().backing.journal_is_hot()?;
         if hot {
