@@ -72,10 +72,12 @@ impl Database {
         if self.is_closed() {
             return self.fence_to_demote(deadline);
         }
+        // Before the mutex: the kernel's side looks at its own tables.
+        let pass_by = self.writes_pass_by();
         let (has_wal, written) = {
             let mut state = self.state.lock();
             let has_wal = state.backing.get(Side::Wal)?.is_some();
-            let connected = has_wal && (state.backing.get(Side::Shm)?.is_some() || self.writes_pass_by());
+            let connected = has_wal && (state.backing.get(Side::Shm)?.is_some() || pass_by);
             let written = connected || !state.scratch.dirty().is_clean();
             if !(written || has_wal) || state.backing.get(Side::Database)?.is_none() {
                 self.capture_wal(&mut state, Until::Index)?;
