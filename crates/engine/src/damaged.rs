@@ -62,7 +62,9 @@ impl Damaged {
             }
         };
         let reason = format!("{} cannot be opened, so {then} ({error})", dir.display());
-        let health = Health::Unreadable { reason };
+        let health = Health::Unreadable {
+            reason: reason.clone(),
+        };
         let before = {
             let mut homes = self.homes.lock();
             let before = homes.insert(name.clone(), Home { dir, health, cause });
@@ -70,7 +72,6 @@ impl Damaged {
             before
         };
         if before.is_none_or(|before| no_room != before.waits()) {
-            let reason = self.reason(&name).unwrap_or_default();
             tracing::error!(db = %name, %reason, "going on without the database");
         }
     }
@@ -103,11 +104,6 @@ impl Damaged {
     fn note_waiting(&self, homes: &BTreeMap<DbName, Home>) {
         self.some_wait
             .store(homes.values().any(Home::waits), Ordering::Release);
-    }
-
-    fn reason(&self, name: &DbName) -> Option<String> {
-        let homes = self.homes.lock();
-        Some(homes.get(name)?.health.reason()?.to_owned())
     }
 
     /// Names and reasons.

@@ -41,7 +41,7 @@ impl Tree {
         })
     }
 
-    /// Whom belongs what is made here.
+    /// To whom what is made here belongs.
     pub(crate) fn owners(&self) -> &Owners {
         &self.owners
     }
