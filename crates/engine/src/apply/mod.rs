@@ -234,12 +234,7 @@ impl Database {
         if arrivals.is_empty() {
             return None;
         }
-        let applied = self.position().txid;
-        if self.is_caught_up() {
-            arrivals.clear();
-            return None;
-        }
-        arrivals.oldest(applied)
+        arrivals.oldest(self.position().txid)
     }
 
     /// Says once of clients that they hold on to an older state for long, and when they do not any more. `told`: it was said; returns whether
